@@ -1,0 +1,33 @@
+"""Skipped convolution as pure functions: geometry, gates, policies and implementations."""
+
+from skipconv_jax.ops.conv import IMPLEMENTATIONS
+from skipconv_jax.ops.gates import (
+    AlwaysGate,
+    ConvNormGate,
+    Gate,
+    GumbelGate,
+    InputNormGate,
+    OutputNormGate,
+)
+from skipconv_jax.ops.geometry import Conv
+from skipconv_jax.ops.policies import Accumulate, ClosedLoop, Policy, Previous
+from skipconv_jax.ops.skip_conv import init_state, skip_conv
+from skipconv_jax.ops.state import SkipState
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Accumulate",
+    "AlwaysGate",
+    "ClosedLoop",
+    "Conv",
+    "ConvNormGate",
+    "Gate",
+    "GumbelGate",
+    "InputNormGate",
+    "OutputNormGate",
+    "Policy",
+    "Previous",
+    "SkipState",
+    "init_state",
+    "skip_conv",
+]

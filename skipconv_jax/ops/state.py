@@ -1,0 +1,42 @@
+"""What one skipped convolution remembers between frames."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SkipState:
+    """State of one convolution for B independent streams; a pytree of fixed structure.
+
+    Attributes:
+      reference: the policy's past input; for `Previous` x_{t-1}, `(B, *spatial, Ci)`.
+      output: z~_{t-1} with bias, before the non-linearity, `(B, *out_spatial, Co)`, in the
+        accumulation dtype.
+      fresh: `(B,)` bool, True where the next frame is a reference frame and everything is computed.
+      fired: `(B, *grid)` the last mask in {0, 1} at block resolution, float so that the gate loss
+        is differentiable.
+    """
+
+    reference: Any
+    output: jax.Array
+    fresh: jax.Array
+    fired: jax.Array
+
+    def reset(self, streams: jax.Array | None = None) -> "SkipState":
+        """State whose next frame is a reference frame for the given streams (default: all).
+
+        Args:
+          streams: `(B,)` bool.
+        """
+        if streams is None:
+            return dataclasses.replace(self, fresh=jnp.ones_like(self.fresh))
+        if streams.shape != self.fresh.shape or streams.dtype != jnp.bool_:
+            raise ValueError(
+                f"`streams` (shape {streams.shape}, {streams.dtype}) must be bool of shape "
+                f"{self.fresh.shape}, one flag per stream."
+            )
+        return dataclasses.replace(self, fresh=self.fresh | streams)

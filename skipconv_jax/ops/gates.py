@@ -53,7 +53,9 @@ class Gate(Protocol):
 
 def _check_block(block: Any) -> None:
     if not isinstance(block, int) or isinstance(block, bool) or block < 1:
-        raise ValueError(f"`block` (={block!r}) must be a positive integer; use 1 for no structure.")
+        raise ValueError(
+            f"`block` (={block!r}) must be a positive integer; use 1 for no structure."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ layout: inputs `(B, *spatial, Ci)`, kernels `(*window, Ci / groups, Co)`.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,7 @@ class Conv:
       in_spatial: input extent per spatial axis, `(H, W)` in 2D.
       in_channels: Ci.
       out_channels: Co.
+      precision: of the products, as in `jax.lax`; None for the platform's default.
     """
 
     window: tuple[int, ...]
@@ -69,6 +71,7 @@ class Conv:
     in_spatial: tuple[int, ...]
     in_channels: int
     out_channels: int
+    precision: Any = None
 
     @classmethod
     def make(
@@ -80,6 +83,7 @@ class Conv:
         padding: Padding = "SAME",
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
+        precision: Any = None,
     ) -> "Conv":
         """Resolves user arguments against an input `(B, *spatial, Ci)` and a kernel.
 
@@ -115,10 +119,19 @@ class Conv:
         if isinstance(pads, str):
             extent = [(k - 1) * d + 1 for k, d in zip(window, dilation_, strict=True)]
             pads = tuple(
-                (int(lo), int(hi)) for lo, hi in lax.padtype_to_pads(in_spatial, extent, strides_, pads)
+                (int(lo), int(hi))
+                for lo, hi in lax.padtype_to_pads(in_spatial, extent, strides_, pads)
             )
         conv = cls(
-            tuple(window), strides_, pads, dilation_, groups, in_spatial, in_channels, out_channels
+            tuple(window),
+            strides_,
+            pads,
+            dilation_,
+            groups,
+            in_spatial,
+            in_channels,
+            out_channels,
+            precision,
         )
         if min(conv.out_spatial) < 1:
             raise ValueError(
@@ -163,9 +176,7 @@ class Conv:
 
     def tile(self, block: int) -> tuple[int, ...]:
         """Input positions, halo included, that one block of outputs looks at, per axis."""
-        return tuple(
-            (block - 1) * s + e for s, e in zip(self.strides, self.extent, strict=True)
-        )
+        return tuple((block - 1) * s + e for s, e in zip(self.strides, self.extent, strict=True))
 
     def block_sizes(self, block: int) -> np.ndarray:
         """Output positions in each block, `grid(block)`; ragged edge blocks hold fewer."""
@@ -189,6 +200,7 @@ class Conv:
             self.padding,
             rhs_dilation=self.dilation,
             feature_group_count=self.groups,
+            precision=self.precision,
             dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
         )
 

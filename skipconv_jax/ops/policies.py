@@ -49,7 +49,13 @@ class Policy(Protocol):
         ...
 
     def update(
-        self, reference: Reference, x: jax.Array, scores: jax.Array, fired: jax.Array, conv: Conv, gate: Gate
+        self,
+        reference: Reference,
+        x: jax.Array,
+        scores: jax.Array,
+        fired: jax.Array,
+        conv: Conv,
+        gate: Gate,
     ) -> Reference:
         """Reference for the next frame."""
         ...
@@ -94,7 +100,13 @@ class Previous:
         return block_max(scores, gate.block)
 
     def update(
-        self, reference: jax.Array, x: jax.Array, scores: jax.Array, fired: jax.Array, conv: Conv, gate: Gate
+        self,
+        reference: jax.Array,
+        x: jax.Array,
+        scores: jax.Array,
+        fired: jax.Array,
+        conv: Conv,
+        gate: Gate,
     ) -> jax.Array:
         """x_t, fired or not."""
         del reference, scores, fired, conv, gate
@@ -153,7 +165,13 @@ class ClosedLoop:
         return scores.max(axis=tuple(range(lead, scores.ndim)))
 
     def update(
-        self, reference: jax.Array, x: jax.Array, scores: jax.Array, fired: jax.Array, conv: Conv, gate: Gate
+        self,
+        reference: jax.Array,
+        x: jax.Array,
+        scores: jax.Array,
+        fired: jax.Array,
+        conv: Conv,
+        gate: Gate,
     ) -> jax.Array:
         """x_t's tile where the block fired, the old tile elsewhere."""
         del scores
@@ -205,7 +223,9 @@ class Accumulate:
     ) -> jax.Array:
         """Norm of x_t - x_{t-1} on the block plus what it skipped since it last fired."""
         change = _since(reference["frame"], x, fresh)
-        return block_max(gate.scores(params, change, kernel, conv), gate.block) + reference["skipped"]
+        return (
+            block_max(gate.scores(params, change, kernel, conv), gate.block) + reference["skipped"]
+        )
 
     def update(
         self,

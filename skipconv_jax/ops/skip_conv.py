@@ -23,6 +23,7 @@ def init_state(
     padding: Padding = "SAME",
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    precision: Any = None,
     gate: Gate | None = None,
     policy: Policy | None = None,
 ) -> SkipState:
@@ -35,6 +36,7 @@ def init_state(
       padding: likewise.
       dilation: likewise.
       groups: likewise.
+      precision: likewise.
       gate: likewise.
       policy: likewise.
 
@@ -49,6 +51,7 @@ def init_state(
         padding=padding,
         dilation=dilation,
         groups=groups,
+        precision=precision,
     )
     streams, dtype = x.shape[0], accumulation_dtype(x.dtype)
     return SkipState(
@@ -71,6 +74,7 @@ def skip_conv(
     gate: Gate | None = None,
     policy: Policy | None = None,
     rng: jax.Array | None = None,
+    precision: Any = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, SkipState]:
     r"""Convolves a frame only where it changed.
@@ -92,6 +96,7 @@ def skip_conv(
       gate: which blocks are computed; `InputNormGate()` by default.
       policy: what the residual is taken against; `Previous()` (Eq. 3) by default.
       rng: key for sampling gates, which means training; None for inference.
+      precision: of the products, as in `jax.lax`; None for the platform's default.
       implementation: of the masked convolution, see `skipconv_jax.ops.conv`; None picks one.
 
     Returns:
@@ -104,7 +109,13 @@ def skip_conv(
     gate, policy = gate or InputNormGate(), policy or Previous()
     kernel, bias = params["kernel"], params.get("bias")
     conv = Conv.make(
-        x.shape, kernel.shape, strides=strides, padding=padding, dilation=dilation, groups=groups
+        x.shape,
+        kernel.shape,
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        precision=precision,
     )
     _check(params, state, x, conv, gate)
     gate_params = params["gate"] if "gate" in params else gate.init(None, conv)
@@ -148,4 +159,6 @@ def _check(params: Params, state: SkipState, x: jax.Array, conv: Conv, gate: Gat
         )
     bias = params.get("bias")
     if bias is not None and bias.shape != (conv.out_channels,):
-        raise ValueError(f"`bias` (shape {bias.shape}) must be ({conv.out_channels},), one per output.")
+        raise ValueError(
+            f"`bias` (shape {bias.shape}) must be ({conv.out_channels},), one per output."
+        )

@@ -5,6 +5,7 @@ halo, convolve it without padding, write the block. Time falls with the active s
 platform, best on CPUs; one iteration costs a few microseconds. The backward pass is the dense one.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -13,10 +14,11 @@ from jax import lax
 
 from skipconv_jax.ops.conv import reference
 from skipconv_jax.ops.conv.problem import Problem
-from skipconv_jax.ops.geometry import Conv
 
 
-def _pad_to_blocks(problem: Problem, operand: jax.Array, base: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _pad_to_blocks(
+    problem: Problem, operand: jax.Array, base: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Zeros around the input and below the output, so that every block is whole."""
     conv, b = problem.conv, problem.block
     input_pads, output_pads = [(0, 0, 0)], [(0, 0, 0)]
@@ -31,24 +33,6 @@ def _pad_to_blocks(problem: Problem, operand: jax.Array, base: jax.Array) -> tup
     return operand, lax.pad(base, jnp.zeros((), base.dtype), [*output_pads, (0, 0, 0)])
 
 
-def _block_index(flat: jax.Array, grid: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    """(stream, block per axis) of a flat block number."""
-    return jnp.unravel_index(flat, grid)
-
-
-def _tile_conv(conv: Conv, block: int) -> Conv:
-    return Conv(
-        conv.window,
-        conv.strides,
-        ((0, 0),) * conv.rank,
-        conv.dilation,
-        conv.groups,
-        conv.tile(block),
-        conv.in_channels,
-        conv.out_channels,
-    )
-
-
 def _forward(
     problem: Problem,
     operand: jax.Array,
@@ -58,14 +42,14 @@ def _forward(
     mask: jax.Array,
 ) -> jax.Array:
     conv, b = problem.conv, problem.block
-    tile_conv = _tile_conv(conv, b)
+    tile_conv = dataclasses.replace(conv, in_spatial=conv.tile(b), padding=((0, 0),) * conv.rank)
     padded, old = _pad_to_blocks(problem, operand, base)
     active = jnp.flatnonzero(mask > 0, size=mask.size, fill_value=0)
     tile_shape = (1, *conv.tile(b), conv.in_channels)
     block_shape = (1, *(b,) * conv.rank, conv.out_channels)
 
     def compute(i: jax.Array, out: jax.Array) -> jax.Array:
-        stream, *at = _block_index(active[i], mask.shape)
+        stream, *at = jnp.unravel_index(active[i], mask.shape)
         zero = jnp.zeros_like(stream)
         corner = [p * b for p in at]
         tile_start = [stream, *(c * s for c, s in zip(corner, conv.strides, strict=True)), zero]

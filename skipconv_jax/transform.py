@@ -1,0 +1,280 @@
+"""`skip`: any pure JAX network becomes one whose convolutions run only where the frame changed."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from skipconv_jax import macs
+from skipconv_jax.ops import SkipState, init_state, skip_conv
+from skipconv_jax.ops.conv import IMPLEMENTATIONS
+from skipconv_jax.ops.gates import Gate, InputNormGate
+from skipconv_jax.ops.geometry import Conv
+from skipconv_jax.ops.policies import Policy, Previous
+from skipconv_jax.trace import Site, Visitor, evaluate, number_of_streams
+
+NetState = dict[str, SkipState]
+NetParams = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How the convolutions a pattern names are skipped.
+
+    Attributes:
+      gate: which blocks fire.
+      policy: what the residual is taken against; None takes the network's.
+      implementation: of the masked convolution; None takes the network's.
+    """
+
+    gate: Gate
+    policy: Policy | None = None
+    implementation: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SkipNet:
+    """A skipped network: pure functions of parameters, state and frame. Made by `skip`."""
+
+    fn: Callable[..., Any]
+    rules: tuple[tuple[str, Rule | None], ...]
+    default: Rule
+
+    def init(
+        self, variables: Any, x: Any, *args: Any, key: jax.Array | None = None
+    ) -> tuple[NetParams, NetState]:
+        """Parameters and the state of streams that have seen no frame.
+
+        Args:
+          variables: the network's own, any pytree of arrays.
+          x: a frame; arrays lead with the axis of B streams; only shapes are read.
+          *args: further arguments of `fn`.
+          key: for gates with random initial parameters (Gumbel).
+
+        Returns:
+          `{'model': variables, 'gates': {name: parameters}}` and `{name: SkipState}`.
+
+        Raises:
+          ValueError: a rule that names no convolution, or a Gumbel gate without a key.
+        """
+        gates, state = {}, {}
+        sites = self._sites(variables, x, args)
+        for index, (site, rule) in enumerate(self._plan(sites)):
+            if rule is None:
+                continue
+            conv = _conv_of(site)
+            site_key = None if key is None else jax.random.fold_in(key, index)
+            gates[site.name] = rule.gate.init(site_key, conv)
+            images = number_of_streams(x) * site.calls
+            state[site.name] = init_state(
+                {"kernel": jnp.zeros(site.kernel_shape, site.dtype)},
+                jnp.zeros((images, *site.in_shape), site.dtype),
+                **_geometry(conv),
+                gate=rule.gate,
+                policy=rule.policy,
+            )
+        return {"model": variables, "gates": gates}, state
+
+    def apply(
+        self, params: NetParams, state: NetState, x: Any, *args: Any, rng: jax.Array | None = None
+    ) -> tuple[Any, NetState]:
+        """One frame: what `fn` returns, and the state for the next frame.
+
+        Pure and shaped like a `scan` step: fit for `jit`, `scan` over frames, `vmap` and `grad`;
+        `state` may be donated. Not jitted here: jit the step that calls it.
+
+        Args:
+          params: `{'model': variables, 'gates': {name: parameters}}`.
+          state: from `init` or the previous frame.
+          x: the frame, B streams.
+          *args: further arguments of `fn`, such as dropout keys.
+          rng: key for sampling gates, which means training; None for inference.
+
+        Raises:
+          ValueError: gate parameters or a state made for another network or frame size.
+        """
+        visitor = _Skipper(self, params, state, rng)
+        y, _ = evaluate(self.fn, params["model"], x, args, visitor)
+        visitor.check_complete()
+        return y, visitor.made
+
+    def reset(self, state: NetState, streams: jax.Array | None = None) -> NetState:
+        """State whose next frame is a reference frame for the given streams (default: all).
+
+        Args:
+          state: of the network.
+          streams: `(B,)` bool.
+        """
+        if streams is None:
+            return {name: layer.reset() for name, layer in state.items()}
+        return {
+            name: layer.reset(jnp.repeat(streams, max(layer.fresh.shape[0] // streams.shape[0], 1)))
+            for name, layer in state.items()
+        }
+
+    def table(self, variables: Any, x: Any, *args: Any) -> macs.Table:
+        """Every convolution of the network with its MACs, skipped or dense and why.
+
+        Args:
+          variables: the network's own; shapes suffice (`jax.eval_shape`).
+          x: a frame of B streams; a shape suffices.
+          *args: further arguments of `fn`.
+        """
+        rows = []
+        for site, rule in self._plan(self._sites(variables, x, args)):
+            gate = None if rule is None else rule.gate
+            rows.append(macs.Row.make(site, gate))
+        return macs.Table(tuple(rows), number_of_streams(x))
+
+    def rule_for(self, site: Site) -> Rule | None:
+        """The first rule whose pattern matches, or the default; None means dense."""
+        if site.dense_because:
+            return None
+        plain = site.name.rpartition("@")[0] or site.name
+        for pattern, rule in self.rules:
+            if fnmatch.fnmatchcase(site.name, pattern) or fnmatch.fnmatchcase(plain, pattern):
+                return None if rule is None else self._completed(rule)
+        return self.default
+
+    def _completed(self, rule: Rule) -> Rule:
+        return Rule(
+            rule.gate,
+            rule.policy or self.default.policy,
+            rule.implementation or self.default.implementation,
+        )
+
+    def _sites(self, variables: Any, x: Any, args: Sequence[Any]) -> list[Site]:
+        sites: list[Site] = []
+
+        def run(variables: Any, x: Any, args: Sequence[Any]) -> Any:
+            y, found = evaluate(self.fn, variables, x, args, Visitor())
+            sites.extend(found)
+            return y
+
+        jax.eval_shape(run, variables, x, tuple(args))
+        return sites
+
+    def _plan(self, sites: Sequence[Site]) -> list[tuple[Site, Rule | None]]:
+        """Each convolution with its rule; refuses patterns that match nothing."""
+        for pattern, _ in self.rules:
+            names = [n for s in sites for n in (s.name, s.name.rpartition("@")[0])]
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                raise ValueError(
+                    f"`rules` pattern {pattern!r} must match a convolution; this network has "
+                    f"{sorted({s.name for s in sites})}."
+                )
+        return [
+            (dataclasses.replace(site, dense_because="by rule"), None)
+            if not site.dense_because and self.rule_for(site) is None
+            else (site, self.rule_for(site))
+            for site in sites
+        ]
+
+
+def skip(
+    fn: Callable[..., Any],
+    rules: Sequence[tuple[str, Rule | None]] = (),
+    *,
+    gate: Gate | None = None,
+    policy: Policy | None = None,
+    implementation: str | None = None,
+) -> SkipNet:
+    """Makes every convolution of a network a Skip-Convolution (Eq. 3), the network unmodified.
+
+    `fn` is traced, and each convolution whose input depends on the frame and whose kernel does not
+    is replaced by `skip_conv` with a state of its own. Convolutions inside `scan`, `while` and
+    `cond` stay dense, and `table` says so.
+
+    Args:
+      fn: pure function `fn(variables, x, *args)` of any library: Flax, Equinox, Haiku, bare JAX.
+        `x` leads with the axis of independent streams.
+      rules: (pattern, `Rule` or None) pairs; the first whose shell-style pattern matches the name
+        of a convolution (`stage4/*`) holds; None leaves it dense.
+      gate: for convolutions no rule names; `InputNormGate()` by default.
+      policy: what residuals are taken against; `Previous()` (Eq. 3) by default.
+      implementation: of the masked convolution; None picks one per convolution.
+
+    Returns:
+      A `SkipNet` with `init`, `apply`, `reset` and `table`.
+
+    Raises:
+      ValueError: a rule that is no (pattern, Rule or None) pair, or an unknown implementation.
+    """
+    for entry in rules:
+        if (
+            len(entry) != 2
+            or not isinstance(entry[0], str)
+            or not isinstance(entry[1], Rule | None)
+        ):
+            raise ValueError(
+                f"`rules` entry {entry!r} must be a (pattern, Rule(...)) or (pattern, None) pair."
+            )
+    for name in (implementation, *(r.implementation for _, r in rules if r is not None)):
+        if name is not None and name not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"`implementation` (={name!r}) must be one of {IMPLEMENTATIONS}, or None."
+            )
+    default = Rule(gate or InputNormGate(), policy or Previous(), implementation)
+    return SkipNet(fn, tuple(rules), default)
+
+
+class _Skipper(Visitor):
+    """Replaces convolutions by `skip_conv`, collecting the new states."""
+
+    def __init__(
+        self, net: SkipNet, params: NetParams, state: NetState, rng: jax.Array | None
+    ) -> None:
+        super().__init__()
+        self._net, self._gates, self._state, self._rng = net, params["gates"], state, rng
+        self._used: set[str] = set()
+
+    def __call__(self, site: Site, x: jax.Array, kernel: jax.Array) -> jax.Array | None:
+        rule = self._net.rule_for(site)
+        if rule is None:
+            return None
+        if site.name not in self._state or site.name not in self._gates:
+            raise ValueError(
+                f"`state` and `params['gates']` must hold {site.name!r}; they were made for another "
+                "network or other rules: make them with `init` of this one."
+            )
+        rng = None if self._rng is None else jax.random.fold_in(self._rng, len(self._used))
+        self._used.add(site.name)
+        _, new = skip_conv(
+            {"kernel": kernel, "gate": self._gates[site.name]},
+            self._state[site.name],
+            x,
+            **_geometry(_conv_of(site)),
+            gate=rule.gate,
+            policy=rule.policy,
+            rng=rng,
+            implementation=rule.implementation,
+        )
+        self.made[site.name] = new
+        return new.output
+
+    def check_complete(self) -> None:
+        """Refuses a state with layers this network does not have."""
+        extra = sorted(set(self._state) - self._used)
+        if extra:
+            raise ValueError(
+                f"`state` must belong to this network; it holds {extra}, which the network has not."
+            )
+
+
+def _conv_of(site: Site) -> Conv:
+    if site.conv is None:
+        raise AssertionError(f"{site.name} is dense: {site.dense_because}")
+    return site.conv
+
+
+def _geometry(conv: Conv) -> dict[str, Any]:
+    return {
+        "strides": conv.strides,
+        "padding": conv.padding,
+        "dilation": conv.dilation,
+        "groups": conv.groups,
+        "precision": conv.precision,
+    }

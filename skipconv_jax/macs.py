@@ -138,7 +138,8 @@ class Table:
     def __str__(self) -> str:
         width = max([len(row.name) for row in self.rows] + [len("convolution")])
         lines = [
-            f"{'convolution':{width}}  {'output':>16}  {'kernel':>16}  {'MMAC':>9}  {'gate':>7}  how"
+            f"{'convolution':{width}}  {'output':>16}  {'kernel':>16}  {'MMAC':>9}  {'gate':>7}"
+            "  how"
         ]
         for row in self.rows:
             out, kernel = ("x".join(map(str, shape)) for shape in (row.out_shape, row.kernel_shape))
@@ -153,8 +154,8 @@ class Table:
         ]
         dense = sum(1 for row in self.rows if not row.skipped)
         lines.append(
-            f"{'total':{width}}  {self.macs / GIGA:9.4f} GMAC, gates {self.gate_macs / GIGA:.4f} GMAC; "
-            f"{len(self.rows)} convolutions, {dense} of them dense"
+            f"{'total':{width}}  {self.macs / GIGA:9.4f} GMAC, gates "
+            f"{self.gate_macs / GIGA:.4f} GMAC; {len(self.rows)} convolutions, {dense} of them dense"
         )
         return "\n".join(lines)
 
@@ -175,8 +176,8 @@ def firing(table: Table, state: Mapping[str, SkipState]) -> dict[str, jax.Array]
 def _mean_fired(row: Row, state: Mapping[str, SkipState]) -> jax.Array:
     if row.name not in state:
         raise ValueError(
-            f"`state` (layers {sorted(state)}) must hold {row.name!r}; use the state of the network the "
-            "table was made for."
+            f"`state` (layers {sorted(state)}) must hold {row.name!r}; use the state of the network "
+            "the table was made for."
         )
     fired = state[row.name].fired
     if row.conv is None or row.gate is None:

@@ -134,8 +134,8 @@ def number_of_streams(x: Any) -> int:
     leads = {shape[0] if shape else 0 for shape in shapes}
     if len(leads) != 1 or 0 in leads:
         raise ValueError(
-            f"`x` (shapes {shapes}) must be an array or pytree whose arrays all lead with the axis of "
-            "streams, B >= 1; use `x[None]` for one stream."
+            f"`x` (shapes {shapes}) must be an array or pytree whose arrays all lead with the "
+            "axis of streams, B >= 1; use `x[None]` for one stream."
         )
     return int(leads.pop())
 
@@ -204,7 +204,7 @@ class _Walk:
         self.sites.append(site)
         if site.dense_because:
             return _bind(eqn, inputs)[0]
-        numbers, out = eqn.params["dimension_numbers"], eqn.outvars[0].aval
+        numbers, out = eqn.params["dimension_numbers"], _aval(eqn.outvars[0])
         z = self.visit(
             site,
             x.array.transpose(_channels_last(numbers.lhs_spec)),
@@ -244,10 +244,10 @@ class _Walk:
         name = kernel.origin or "constant"
         use = self._uses[name]
         self._uses[name] += 1
-        numbers, (x, w) = eqn.params["dimension_numbers"], (v.aval for v in eqn.invars)
+        numbers, (x, w) = eqn.params["dimension_numbers"], (_aval(v) for v in eqn.invars)
         in_shape = tuple(x.shape[a] for a in _channels_last(numbers.lhs_spec))
         kernel_shape = tuple(w.shape[a] for a in _kernel_order(numbers.rhs_spec))
-        out = eqn.outvars[0].aval.shape
+        out = _aval(eqn.outvars[0]).shape
         out_shape = tuple(out[a] for a in _channels_last(numbers.out_spec))
         conv = None if dense_because else _geometry(eqn, in_shape, kernel_shape)
         # Zeros that input dilation inserts are no work: count from the input's side there.
@@ -272,6 +272,11 @@ class _Walk:
         )
 
 
+def _aval(atom: Any) -> Any:
+    """Abstract value of a variable or literal; those met here are arrays."""
+    return atom.aval
+
+
 def _bind(eqn: jex.JaxprEqn, inputs: list[_Value]) -> list[_Value]:
     """The equation as it was."""
     bound = eqn.primitive.get_bind_params(eqn.params)
@@ -288,7 +293,7 @@ def _origin(eqn: jex.JaxprEqn, inputs: Sequence[_Value]) -> str | None:
     if any(v.on_frame for v in inputs if v.array is not None):
         return None
     sized = [
-        (math.prod(atom.aval.shape), -i, v.origin)
+        (math.prod(_aval(atom).shape), -i, v.origin)
         for i, (atom, v) in enumerate(zip(eqn.invars, inputs, strict=True))
         if v.origin
     ]
@@ -296,9 +301,9 @@ def _origin(eqn: jex.JaxprEqn, inputs: Sequence[_Value]) -> str | None:
 
 
 def _why_dense(eqn: jex.JaxprEqn, inputs: list[_Value], streams: int) -> str:
-    x, kernel = inputs
+    _, kernel = inputs
     params = eqn.params
-    x_aval = eqn.invars[0].aval
+    x_aval = _aval(eqn.invars[0])
     images = x_aval.shape[params["dimension_numbers"].lhs_spec[0]]
     if kernel.on_frame:
         return "its kernel depends on the frame"

@@ -237,8 +237,8 @@ class _Skipper(Visitor):
             return None
         if site.name not in self._state or site.name not in self._gates:
             raise ValueError(
-                f"`state` and `params['gates']` must hold {site.name!r}; they were made for another "
-                "network or other rules: make them with `init` of this one."
+                f"`state` and `params['gates']` must hold {site.name!r}; they were made for "
+                "another network or other rules: make them with `init` of this one."
             )
         rng = None if self._rng is None else jax.random.fold_in(self._rng, len(self._used))
         self._used.add(site.name)

@@ -5,7 +5,8 @@ A gate is a small frozen dataclass without state. It scores every output positio
 into a mask. Pooling before the decision, and one random draw a block, keep every block uniform in
 training and in inference (section 3.2.2, "Structured Sparsity").
 
-Thresholds and gate kernels live in a parameter pytree, so that sweeping a threshold compiles nothing.
+Thresholds and gate kernels live in a parameter pytree, so that sweeping a threshold compiles
+nothing.
 """
 
 import dataclasses
@@ -80,7 +81,7 @@ class _NormGate:
         return {"threshold": jnp.asarray(self.threshold, jnp.float32)}
 
     def fire(self, params: GateParams, scores: jax.Array, rng: jax.Array | None) -> jax.Array:
-        """1 where the norm exceeds the threshold: round(sigmoid(norm - eps)). Not differentiable."""
+        """1 where the norm exceeds eps: round(sigmoid(norm - eps)). Not differentiable."""
         del rng
         threshold = params["threshold"].astype(scores.dtype)
         return lax.stop_gradient(scores > threshold).astype(scores.dtype)
@@ -127,7 +128,9 @@ class InputNormGate(_NormGate):
 
 @dataclasses.dataclass(frozen=True)
 class OutputNormGate(_NormGate):
-    r"""Output-Norm gate, Eq. 7: g = round(sigmoid(||w|| ||r_t|| - eps)), Young's bound on ||w * r_t||.
+    r"""Output-Norm gate, Eq. 7: g = round(sigmoid(||w|| ||r_t|| - eps)).
+
+    Young's inequality (Eq. 6) makes ||w|| ||r_t|| a bound on ||w * r_t|| without the convolution.
 
     Attributes:
       threshold: eps, in units of the output; published 15e-5 with means.

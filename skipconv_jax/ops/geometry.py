@@ -24,7 +24,8 @@ def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ..
     values = (value,) * rank if isinstance(value, int) else tuple(int(v) for v in value)
     if len(values) != rank or any(v < 1 for v in values):
         raise ValueError(
-            f"`{name}` (={value}) must be a positive integer, or one per spatial axis ({rank} of them)."
+            f"`{name}` (={value}) must be a positive integer, or one for each of the "
+            f"{rank} spatial axes."
         )
     return values
 
@@ -42,7 +43,8 @@ def _explicit_padding(padding: Padding, rank: int) -> tuple[tuple[int, int], ...
     pairs = tuple((p, p) if isinstance(p, int) else tuple(int(v) for v in p) for p in padding)
     if len(pairs) != rank or any(len(p) != 2 for p in pairs):
         raise ValueError(
-            f"`padding` (={padding}) must give a (low, high) pair for each of the {rank} spatial axes."
+            f"`padding` (={padding}) must give a (low, high) pair for each of the {rank} "
+            "spatial axes."
         )
     return pairs  # type: ignore[return-value]
 
@@ -111,7 +113,8 @@ class Conv:
         if kernel_in * groups != in_channels:
             raise ValueError(
                 f"`kernel` (shape {tuple(kernel_shape)}) must take in_channels / groups "
-                f"(={in_channels} / {groups}) channels on its second last axis; it takes {kernel_in}."
+                f"(={in_channels} / {groups}) channels on its second last axis; it takes "
+                f"{kernel_in}."
             )
         strides_ = _per_axis("strides", strides, rank)
         dilation_ = _per_axis("dilation", dilation, rank)
@@ -135,8 +138,8 @@ class Conv:
         )
         if min(conv.out_spatial) < 1:
             raise ValueError(
-                f"`x` (spatial extent {in_spatial}) must be large enough for a window of {window} with "
-                f"dilation {dilation_} and padding {pads}; the output would be {conv.out_spatial}."
+                f"`x` (spatial extent {in_spatial}) must be large enough for a window of {window} "
+                f"with dilation {dilation_} and padding {pads}; the output would be {conv.out_spatial}."
             )
         return conv
 

@@ -198,8 +198,8 @@ class Accumulate:
         """
         if isinstance(gate, GumbelGate):
             raise ValueError(
-                f"`gate` (={gate}) must score by a norm under the Accumulate policy, because skipped "
-                "norms are added up; use a norm gate, or the ClosedLoop policy."
+                f"`gate` (={gate}) must score by a norm under the Accumulate policy, because "
+                "skipped norms are added up; use a norm gate, or the ClosedLoop policy."
             )
         skipped = jnp.zeros((x.shape[0], *conv.grid(gate.block)), widen(x).dtype)
         return {"frame": jnp.zeros_like(x), "skipped": skipped}

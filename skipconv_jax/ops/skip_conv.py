@@ -154,8 +154,8 @@ def _check(params: Params, state: SkipState, x: jax.Array, conv: Conv, gate: Gat
     grid = (x.shape[0], *conv.grid(gate.block))
     if state.output.shape != expected or state.fired.shape != grid:
         raise ValueError(
-            f"`state` (output {state.output.shape}, mask {state.fired.shape}) must match the frame and "
-            f"the gate (output {expected}, mask {grid}); make a new one with `init_state`."
+            f"`state` (output {state.output.shape}, mask {state.fired.shape}) must match the frame "
+            f"and the gate (output {expected}, mask {grid}); make a new one with `init_state`."
         )
     bias = params.get("bias")
     if bias is not None and bias.shape != (conv.out_channels,):

@@ -3,9 +3,9 @@
     add:      out = base + up(mask) * (w * operand)
     replace:  out = base where the mask is 0, w * operand + bias where it is 1
 
-`operand` `(B, *spatial, Ci)`, `kernel` `(*window, Ci / groups, Co)`, `base` `(B, *out_spatial, Co)` in
-the accumulation dtype, `mask` `(B, *grid)` in {0, 1} over blocks of b^rank outputs. Where the mask is
-0 the output is bitwise `base`. Every implementation has the gradients of the dense one.
+`operand` `(B, *spatial, Ci)`, `kernel` `(*window, Ci / groups, Co)`, `base` `(B, *out_spatial, Co)`
+in the accumulation dtype, `mask` `(B, *grid)` in {0, 1} over blocks of b^rank outputs. Where the
+mask is 0 the output is bitwise `base`. Every implementation has the gradients of the dense one.
 
 An implementation is a function of a `Problem` and the arrays that raises `NotImplementedError`,
 naming the case, where it can't.

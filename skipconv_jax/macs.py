@@ -155,7 +155,7 @@ class Table:
         dense = sum(1 for row in self.rows if not row.skipped)
         lines.append(
             f"{'total':{width}}  {self.macs / GIGA:9.4f} GMAC, gates "
-            f"{self.gate_macs / GIGA:.4f} GMAC; {len(self.rows)} convolutions, {dense} of them dense"
+            f"{self.gate_macs / GIGA:.4f} GMAC; {len(self.rows)} convolutions, {dense} dense"
         )
         return "\n".join(lines)
 
@@ -176,8 +176,8 @@ def firing(table: Table, state: Mapping[str, SkipState]) -> dict[str, jax.Array]
 def _mean_fired(row: Row, state: Mapping[str, SkipState]) -> jax.Array:
     if row.name not in state:
         raise ValueError(
-            f"`state` (layers {sorted(state)}) must hold {row.name!r}; use the state of the network "
-            "the table was made for."
+            f"`state` (layers {sorted(state)}) must hold {row.name!r}; use the state of the "
+            "network the table was made for."
         )
     fired = state[row.name].fired
     if row.conv is None or row.gate is None:

@@ -139,7 +139,8 @@ class Conv:
         if min(conv.out_spatial) < 1:
             raise ValueError(
                 f"`x` (spatial extent {in_spatial}) must be large enough for a window of {window} "
-                f"with dilation {dilation_} and padding {pads}; the output would be {conv.out_spatial}."
+                f"with dilation {dilation_} and padding {pads}; the output would be "
+                f"{conv.out_spatial}."
             )
         return conv
 

@@ -1,0 +1,142 @@
+"""Building blocks that several networks share. Plain Flax Linen, layout (B, H, W, C)."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Dtype = Any
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Normal initialiser of deviation `stddev`, by default sqrt(2 / fan_out) (He et al., 2015).
+
+    fan_out = kh kw Co / groups, as PyTorch's `kaiming_normal_(mode="fan_out")` counts it for
+    `groups` = 1. The deviation is open to callers, so that `init_variables` can fill a whole
+    network from one draw.
+    """
+
+    stddev: float | None = None
+
+    def std(self, shape: Sequence[int]) -> float:
+        """The deviation for a kernel of this shape, output channels last."""
+        if self.stddev is not None:
+            return self.stddev
+        receptive = math.prod(shape[:-2])
+        return math.sqrt(2.0 / (receptive * shape[-1]))
+
+    def __call__(
+        self, key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32
+    ) -> jax.Array:
+        return jnp.asarray(self.std(shape), dtype) * jax.random.normal(key, tuple(shape), dtype)
+
+
+def conv(
+    features: int,
+    kernel: int,
+    *,
+    name: str,
+    stride: int = 1,
+    bias: bool = False,
+    dtype: Dtype = None,
+    kernel_init: Callable[..., jax.Array] | None = None,
+) -> nn.Conv:
+    """A square convolution with symmetric pads of kernel // 2: 'SAME' differs at stride 2."""
+    pad = kernel // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=kernel_init or Normal(),
+        name=name,
+    )
+
+
+def batch_norm(
+    x: jax.Array, *, name: str, train: bool, momentum: float = 0.1, epsilon: float = 1e-5
+) -> jax.Array:
+    """Batch norm in float32, back in the dtype of `x`; `momentum` is the share of the new step."""
+    precise = x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+    norm = nn.BatchNorm(
+        use_running_average=not train, momentum=1 - momentum, epsilon=epsilon, name=name
+    )
+    return norm(precise).astype(x.dtype)
+
+
+class ConvBN(nn.Module):
+    """Convolution `0`, batch norm `1`, ReLU if asked: (B, H, W, C) -> (B, H/s, W/s, features)."""
+
+    features: int
+    kernel: int
+    stride: int = 1
+    relu: bool = True
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = conv(self.features, self.kernel, stride=self.stride, dtype=self.dtype, name="0")(x)
+        x = batch_norm(x, train=train, name="1")
+        return nn.relu(x) if self.relu else x
+
+
+class BasicBlock(nn.Module):
+    """Residual block of two 3x3 convolutions (He et al., 2016, Fig. 5 left)."""
+
+    expansion = 1
+    features: int
+    stride: int = 1
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        y = conv(self.features, 3, stride=self.stride, dtype=self.dtype, name="conv1")(x)
+        y = nn.relu(batch_norm(y, train=train, name="bn1"))
+        y = conv(self.features, 3, dtype=self.dtype, name="conv2")(y)
+        y = batch_norm(y, train=train, name="bn2")
+        return nn.relu(y + _shortcut(x, self.features, self.stride, train, self.dtype))
+
+
+class Bottleneck(nn.Module):
+    """Residual block of 1x1, 3x3 and 1x1 to 4 `features` (ibid., right), stride in the 3x3."""
+
+    expansion = 4
+    features: int
+    stride: int = 1
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        outputs = self.expansion * self.features
+        y = conv(self.features, 1, dtype=self.dtype, name="conv1")(x)
+        y = nn.relu(batch_norm(y, train=train, name="bn1"))
+        y = conv(self.features, 3, stride=self.stride, dtype=self.dtype, name="conv2")(y)
+        y = nn.relu(batch_norm(y, train=train, name="bn2"))
+        y = conv(outputs, 1, dtype=self.dtype, name="conv3")(y)
+        y = batch_norm(y, train=train, name="bn3")
+        return nn.relu(y + _shortcut(x, outputs, self.stride, train, self.dtype))
+
+
+def _shortcut(x: jax.Array, features: int, stride: int, train: bool, dtype: Dtype) -> jax.Array:
+    """The input itself where its shape fits, else a 1x1 projection named `downsample`."""
+    if stride == 1 and x.shape[-1] == features:
+        return x
+    return ConvBN(features, 1, stride, relu=False, dtype=dtype, name="downsample")(x, train)
+
+
+def upsample_nearest(x: jax.Array, factor: int) -> jax.Array:
+    """Nearest-neighbour upsampling: (B, H, W, C) -> (B, factor H, factor W, C).
+
+    One broadcast and one reshape: no gather, which would cost more and hide the layout from whoever
+        reads the trace.
+    """
+    b, h, w, c = x.shape
+    tiled = jax.lax.broadcast_in_dim(x, (b, h, factor, w, factor, c), (0, 1, 3, 5))
+    return tiled.reshape(b, h * factor, w * factor, c)

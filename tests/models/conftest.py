@@ -1,0 +1,144 @@
+"""What the tests of networks share: traced convolutions, reference packages, random variables."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+Row = dict[str, Any]
+
+
+def _list_convolutions(model: Any, shape: tuple[int, ...]) -> list[Row]:
+    """One row per convolution call in the order of the trace, in the reference files' fields."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    jaxpr = jax.make_jaxpr(model.apply)(variables, x).jaxpr
+    paths = [
+        ".".join(key.key for key in path[1:-1])
+        for path, _ in jax.tree_util.tree_leaves_with_path(variables)
+    ]
+    names = dict(zip(jaxpr.invars[:-1], paths, strict=True))
+
+    rows = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name != "conv_general_dilated":
+            continue
+        image, kernel = eqn.invars
+        (_, h, w, cin), (_, out_h, out_w, cout) = image.aval.shape, eqn.outvars[0].aval.shape
+        kh, kw, group_cin, _ = kernel.aval.shape
+        rows.append(
+            {
+                "name": names[kernel],
+                "cin": cin,
+                "cout": cout,
+                "k": [kh, kw],
+                "stride": list(eqn.params["window_strides"]),
+                "groups": eqn.params["feature_group_count"],
+                "in_h": h,
+                "in_w": w,
+                "out_h": out_h,
+                "out_w": out_w,
+                "macs": kh * kw * group_cin * cout * out_h * out_w,
+            }
+        )
+    return rows
+
+
+@pytest.fixture(scope="session")
+def convolutions() -> Callable[..., list[Row]]:
+    """`convolutions(model, (B, H, W, C))`: its convolution calls, traced, not computed."""
+    return _list_convolutions
+
+
+@pytest.fixture(scope="session")
+def reference_rows(shared_dir: Path) -> Callable[[str], list[Row]]:
+    """`reference_rows(file)`: rows of a MAC table in the reference material, in our fields."""
+
+    def read(name: str) -> list[Row]:
+        layers = json.loads((shared_dir / "reference" / name).read_text())["layers"]
+        return [{k: v for k, v in row.items() if k not in ("bias", "params")} for row in layers]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def reference_keys(shared_dir: Path) -> Callable[[str], dict[str, tuple[int, ...]]]:
+    """`reference_keys(file)`: key to shape of a public checkpoint."""
+
+    def read(name: str) -> dict[str, tuple[int, ...]]:
+        keys = {}
+        for line in (shared_dir / "reference" / name).read_text().splitlines():
+            key, shape = line.split("\t")
+            keys[key] = tuple(int(n) for n in shape.strip("()").split(",") if n.strip())
+        return keys
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def randomised() -> Callable[[Any, int], Any]:
+    """`randomised(variables, seed)`: scales, biases and statistics drawn too, as if trained."""
+
+    def draw(variables: Any, seed: int) -> Any:
+        rng = np.random.default_rng(seed)
+
+        def leaf(path: tuple[str, ...], value: Any) -> jax.Array:
+            if path[-1] in ("scale", "var", "edge_weights"):
+                return jnp.asarray(rng.uniform(0.5, 1.5, value.shape), jnp.float32)
+            if path[-1] in ("bias", "mean"):
+                return jnp.asarray(rng.normal(0, 0.2, value.shape), jnp.float32)
+            return value
+
+        flat = traverse_util.flatten_dict(variables)
+        return traverse_util.unflatten_dict({p: leaf(p, v) for p, v in flat.items()})
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def torch() -> Any:
+    """PyTorch on one thread; skips where it is missing or lacks its shared libraries."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        pytest.skip(f"needs PyTorch, which cannot be imported here: {error}")
+    torch.set_num_threads(1)
+    return torch
+
+
+@pytest.fixture(scope="session")
+def torchvision(torch: Any) -> Any:
+    """torchvision, also where its build is for another device than PyTorch's.
+
+    Such a build cannot load its operators, and its import then stops at the shapes of two of them.
+    No network here uses any, so declaring the two is enough.
+    """
+    try:
+        import torchvision
+    except ImportError as error:
+        pytest.skip(f"needs torchvision: {error}")
+    except RuntimeError as error:
+        if "torchvision::nms does not exist" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+
+        torchvision._operators = library  # alive as long as the module: deleting it undeclares them
+    return torchvision
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision: Any) -> Any:
+    """timm, whose import needs torchvision's."""
+    return pytest.importorskip("timm")

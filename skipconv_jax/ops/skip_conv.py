@@ -97,7 +97,8 @@ def skip_conv(
       policy: what the residual is taken against; `Previous()` (Eq. 3) by default.
       rng: key for sampling gates, which means training; None for inference.
       precision: of the products, as in `jax.lax`; None for the platform's default.
-      implementation: of the masked convolution, see `skipconv_jax.ops.conv`; None picks one.
+      implementation: of the masked convolution, see `skipconv_jax.ops.conv`; None picks the dense
+        one for training and the best that takes the case for inference.
 
     Returns:
       `z_t` `(B, *out_spatial, Co)` in the dtype of `x`, and the state for the next frame.
@@ -132,7 +133,8 @@ def skip_conv(
         conv=conv,
         block=gate.block,
         recompute=policy.recomputes,
-        implementation=implementation,
+        # Sampling means training, whose backward pass is dense: so is the cheapest forward pass.
+        implementation=implementation or (None if rng is None else "reference"),
     )
     reference = policy.update(state.reference, x, scores, fired, conv, gate)
     new_state = SkipState(reference, output, jnp.zeros_like(state.fresh), fired)

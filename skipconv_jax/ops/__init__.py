@@ -10,12 +10,21 @@ from skipconv_jax.ops.gates import (
     OutputNormGate,
 )
 from skipconv_jax.ops.geometry import Conv
-from skipconv_jax.ops.policies import Accumulate, ClosedLoop, Policy, Previous
+from skipconv_jax.ops.policies import (
+    POLICIES,
+    Accumulate,
+    ClosedLoop,
+    Keyframe,
+    Policy,
+    Previous,
+    policy_name,
+)
 from skipconv_jax.ops.skip_conv import init_state, skip_conv
 from skipconv_jax.ops.state import SkipState
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "POLICIES",
     "Accumulate",
     "AlwaysGate",
     "ClosedLoop",
@@ -24,10 +33,12 @@ __all__ = [
     "Gate",
     "GumbelGate",
     "InputNormGate",
+    "Keyframe",
     "OutputNormGate",
     "Policy",
     "Previous",
     "SkipState",
     "init_state",
+    "policy_name",
     "skip_conv",
 ]

@@ -48,6 +48,10 @@ class Policy(Protocol):
         """Block scores `(B, *grid)` for `gate.fire`."""
         ...
 
+    def kept(self, reference: Reference, output: jax.Array) -> jax.Array:
+        """What unfired positions output; the last output but for `Keyframe`."""
+        ...
+
     def update(
         self,
         reference: Reference,
@@ -56,8 +60,10 @@ class Policy(Protocol):
         fired: jax.Array,
         conv: Conv,
         gate: Gate,
+        output: jax.Array,
+        fresh: jax.Array,
     ) -> Reference:
-        """Reference for the next frame."""
+        """Reference for the next frame, `output` being this frame's, in full where `fresh`."""
         ...
 
 
@@ -99,6 +105,11 @@ class Previous:
         scores = gate.scores(params, self.residual(reference, x, fresh), kernel, conv)
         return block_max(scores, gate.block)
 
+    def kept(self, reference: jax.Array, output: jax.Array) -> jax.Array:
+        """The last output."""
+        del reference
+        return output
+
     def update(
         self,
         reference: jax.Array,
@@ -107,9 +118,11 @@ class Previous:
         fired: jax.Array,
         conv: Conv,
         gate: Gate,
+        output: jax.Array,
+        fresh: jax.Array,
     ) -> jax.Array:
         """x_t, fired or not."""
-        del reference, scores, fired, conv, gate
+        del reference, scores, fired, conv, gate, output, fresh
         return x
 
 
@@ -164,6 +177,11 @@ class ClosedLoop:
             scores = jnp.where((position < n).reshape(shape), scores, -jnp.inf)
         return scores.max(axis=tuple(range(lead, scores.ndim)))
 
+    def kept(self, reference: jax.Array, output: jax.Array) -> jax.Array:
+        """The last output."""
+        del reference
+        return output
+
     def update(
         self,
         reference: jax.Array,
@@ -172,9 +190,11 @@ class ClosedLoop:
         fired: jax.Array,
         conv: Conv,
         gate: Gate,
+        output: jax.Array,
+        fresh: jax.Array,
     ) -> jax.Array:
         """x_t's tile where the block fired, the old tile elsewhere."""
-        del scores
+        del scores, output, fresh
         mask = fired.reshape(fired.shape + (1,) * (reference.ndim - fired.ndim))
         return jnp.where(mask > 0, tiles(x, conv, gate.block), reference)
 
@@ -227,6 +247,11 @@ class Accumulate:
             block_max(gate.scores(params, change, kernel, conv), gate.block) + reference["skipped"]
         )
 
+    def kept(self, reference: dict[str, jax.Array], output: jax.Array) -> jax.Array:
+        """The last output."""
+        del reference
+        return output
+
     def update(
         self,
         reference: dict[str, jax.Array],
@@ -235,7 +260,94 @@ class Accumulate:
         fired: jax.Array,
         conv: Conv,
         gate: Gate,
+        output: jax.Array,
+        fresh: jax.Array,
     ) -> dict[str, jax.Array]:
         """x_t, and the sum so far where the block did not fire."""
-        del reference, conv, gate
+        del reference, conv, gate, output, fresh
         return {"frame": x, "skipped": jnp.where(fired > 0, jnp.zeros_like(scores), scores)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Keyframe:
+    r"""No drift, no chain: r_t = x_t - x_ref, z_t = z_ref + g w * r_t, from the reference frame.
+
+    Every output depends on the reference frame and on x_t alone, so frames between them may be lost
+    without a trace, and the bound of `ClosedLoop` holds. The price: what moved away from the
+    reference frame is computed on every frame until the next reset. A fired block is recomputed
+    from x_t, which is the same sum. Reference: x_ref and z_ref.
+    """
+
+    recomputes = True
+
+    def init(self, x: jax.Array, conv: Conv, gate: Gate) -> dict[str, jax.Array]:
+        """`{'frame': zeros like x, 'output': (B, *out_spatial, Co)}`."""
+        del gate
+        shape = (x.shape[0], *conv.out_spatial, conv.out_channels)
+        return {"frame": jnp.zeros_like(x), "output": jnp.zeros(shape, widen(x).dtype)}
+
+    def residual(
+        self, reference: dict[str, jax.Array], x: jax.Array, fresh: jax.Array
+    ) -> jax.Array:
+        """x_t itself: fired blocks are recomputed."""
+        del reference, fresh
+        return widen(x)
+
+    def scores(
+        self,
+        gate: Gate,
+        params: GateParams,
+        reference: dict[str, jax.Array],
+        x: jax.Array,
+        fresh: jax.Array,
+        kernel: jax.Array,
+        conv: Conv,
+    ) -> jax.Array:
+        """The gate's scores of x_t - x_ref, max-pooled over blocks."""
+        change = _since(reference["frame"], x, fresh)
+        return block_max(gate.scores(params, change, kernel, conv), gate.block)
+
+    def kept(self, reference: dict[str, jax.Array], output: jax.Array) -> jax.Array:
+        """z_ref."""
+        del output
+        return reference["output"]
+
+    def update(
+        self,
+        reference: dict[str, jax.Array],
+        x: jax.Array,
+        scores: jax.Array,
+        fired: jax.Array,
+        conv: Conv,
+        gate: Gate,
+        output: jax.Array,
+        fresh: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """x_t and z_t on a reference frame, unchanged between."""
+        del scores, fired, conv, gate
+        now = {"frame": x, "output": output}
+        return {
+            name: jnp.where(per_stream(fresh, now[name]), now[name], reference[name])
+            for name in ("frame", "output")
+        }
+
+
+POLICIES: dict[str, type[Previous | ClosedLoop | Accumulate | Keyframe]] = {
+    "previous": Previous,
+    "reference": ClosedLoop,
+    "accumulate": Accumulate,
+    "keyframe": Keyframe,
+}
+"""Policies by the names that configurations, commands and plans use."""
+
+
+def policy_name(policy: Policy) -> str:
+    """The name of a policy in `POLICIES`.
+
+    Raises:
+      ValueError: a policy of another class.
+    """
+    for name, cls in POLICIES.items():
+        if type(policy) is cls:
+            return name
+    raise ValueError(f"`policy` (={policy}) must be one of {sorted(POLICIES)} to have a name.")

@@ -1,5 +1,6 @@
 """One skipped convolution as a pure function of parameters, state and frame (Eq. 3)."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from skipconv_jax.ops.conv import masked_conv
 from skipconv_jax.ops.gates import Gate, InputNormGate
-from skipconv_jax.ops.geometry import Conv, Padding, accumulation_dtype, per_stream
+from skipconv_jax.ops.geometry import Conv, Padding, accumulation_dtype, per_stream, widen
 from skipconv_jax.ops.policies import Policy, Previous
 from skipconv_jax.ops.state import SkipState
 
@@ -124,29 +125,37 @@ def skip_conv(
     scores = policy.scores(gate, gate_params, state.reference, x, state.fresh, kernel, conv)
     fired = gate.fire(gate_params, scores, rng).astype(state.fired.dtype)
     fired = jnp.where(per_stream(state.fresh, fired), jnp.ones((), fired.dtype), fired)
-    output = masked_conv(
-        policy.residual(state.reference, x, state.fresh),
-        kernel,
-        bias,
-        _kept_output(state, bias),
-        fired,
+    compute = functools.partial(
+        masked_conv,
         conv=conv,
         block=gate.block,
-        recompute=policy.recomputes,
         # Sampling means training, whose backward pass is dense: so is the cheapest forward pass.
         implementation=implementation or (None if rng is None else "reference"),
     )
-    reference = policy.update(state.reference, x, scores, fired, conv, gate)
+    base = _kept_output(policy.kept(state.reference, state.output), state.fresh, bias)
+    operand, mask = policy.residual(state.reference, x, state.fresh), fired
+    if state.stale is not None:
+        # Nothing can be added to a stale output: it is recomputed from the frame by any policy.
+        fired = jnp.where(state.stale, jnp.ones((), fired.dtype), fired)
+        mask = fired
+        if not policy.recomputes:
+            stale = state.stale.astype(fired.dtype)
+            base = compute(widen(x), kernel, bias, base, stale, recompute=True)
+            mask = fired * (1 - stale)
+    output = compute(operand, kernel, bias, base, mask, recompute=policy.recomputes)
+    reference = policy.update(
+        state.reference, x, scores, fired, conv, gate, output=output, fresh=state.fresh
+    )
     new_state = SkipState(reference, output, jnp.zeros_like(state.fresh), fired)
     return output.astype(x.dtype), new_state
 
 
-def _kept_output(state: SkipState, bias: jax.Array | None) -> jax.Array:
-    """What unfired positions keep: the last output, or the bias where a stream starts."""
-    start = jnp.zeros((), state.output.dtype)
+def _kept_output(kept: jax.Array, fresh: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """What unfired positions keep, or the bias where a stream starts."""
+    start = jnp.zeros((), kept.dtype)
     if bias is not None:
-        start = bias.astype(state.output.dtype).reshape((1,) * (state.output.ndim - 1) + (-1,))
-    return jnp.where(per_stream(state.fresh, state.output), start, state.output)
+        start = bias.astype(kept.dtype).reshape((1,) * (kept.ndim - 1) + (-1,))
+    return jnp.where(per_stream(fresh, kept), start, kept)
 
 
 def _check(params: Params, state: SkipState, x: jax.Array, conv: Conv, gate: Gate) -> None:

@@ -19,12 +19,15 @@ class SkipState:
       fresh: `(B,)` bool, True where the next frame is a reference frame and everything is computed.
       fired: `(B, *grid)` the last mask in {0, 1} at block resolution, float so that the gate loss
         is differentiable.
+      stale: `(B, *grid)` bool, blocks the next frame must compute whatever the gate says, because a
+        warp brought what was never seen; None (as `skip_conv` returns it) for none.
     """
 
     reference: Any
     output: jax.Array
     fresh: jax.Array
     fired: jax.Array
+    stale: jax.Array | None = None
 
     def reset(self, streams: jax.Array | None = None) -> "SkipState":
         """State whose next frame is a reference frame for the given streams (default: all).

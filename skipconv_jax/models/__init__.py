@@ -2,5 +2,16 @@
 
 from skipconv_jax.models.hrnet import HRNet, hrnet_small, hrnet_w32, hrnet_w48
 from skipconv_jax.models.initialize import init_variables
+from skipconv_jax.models.resnet import ResNet, resnet18, resnet50, resnet101
 
-__all__ = ["HRNet", "hrnet_small", "hrnet_w32", "hrnet_w48", "init_variables"]
+__all__ = [
+    "HRNet",
+    "ResNet",
+    "hrnet_small",
+    "hrnet_w32",
+    "hrnet_w48",
+    "init_variables",
+    "resnet18",
+    "resnet50",
+    "resnet101",
+]

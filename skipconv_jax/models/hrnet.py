@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from skipconv_jax.models.layers import (
     BasicBlock,
     Bottleneck,
+    Chain,
     ConvBN,
     Dtype,
     Normal,
@@ -79,7 +80,7 @@ class HRNet(nn.Module):
         x = nn.relu(batch_norm(x, train=train, name="bn1"))
         x = conv(self.stem, 3, stride=2, name="conv2", **kw)(x)
         x = nn.relu(batch_norm(x, train=train, name="bn2"))
-        x = _Chain(Bottleneck, self.layer1_blocks, self.stem, name="layer1", **kw)(x, train)
+        x = Chain(Bottleneck, self.layer1_blocks, self.stem, name="layer1", **kw)(x, train)
 
         branches = [x]
         for stage, modules in enumerate(self.modules, start=2):
@@ -109,21 +110,6 @@ def hrnet_small(joints: int = 15, width: int = 16, dtype: Dtype = None) -> HRNet
     return HRNet(
         width, joints, modules=(1, 1, 1), blocks=2, stem=width, layer1_blocks=1, dtype=dtype
     )
-
-
-class _Chain(nn.Module):
-    """`count` residual blocks in a row, named by their number."""
-
-    block: type[BasicBlock] | type[Bottleneck]
-    count: int
-    features: int
-    dtype: Dtype = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        for i in range(self.count):
-            x = self.block(self.features, dtype=self.dtype, name=str(i))(x, train)
-        return x
 
 
 class _Halvings(nn.Module):
@@ -203,7 +189,7 @@ class _BranchBlocks(nn.Module):
     @nn.compact
     def __call__(self, branches: Sequence[jax.Array], train: bool) -> Branches:
         return [
-            _Chain(BasicBlock, self.blocks, x.shape[-1], self.dtype, name=str(i))(x, train)
+            Chain(BasicBlock, self.blocks, x.shape[-1], dtype=self.dtype, name=str(i))(x, train)
             for i, x in enumerate(branches)
         ]
 

@@ -131,6 +131,23 @@ def _shortcut(x: jax.Array, features: int, stride: int, train: bool, dtype: Dtyp
     return ConvBN(features, 1, stride, relu=False, dtype=dtype, name="downsample")(x, train)
 
 
+class Chain(nn.Module):
+    """`count` residual blocks in a row, named by their number; the first one takes the stride."""
+
+    block: type[BasicBlock] | type[Bottleneck]
+    count: int
+    features: int
+    stride: int = 1
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        for i in range(self.count):
+            stride = self.stride if i == 0 else 1
+            x = self.block(self.features, stride, self.dtype, name=str(i))(x, train)
+        return x
+
+
 def upsample_nearest(x: jax.Array, factor: int) -> jax.Array:
     """Nearest-neighbour upsampling: (B, H, W, C) -> (B, factor H, factor W, C).
 

@@ -18,7 +18,7 @@ from skipconv_jax.ops.geometry import Conv
 
 _CONV = "conv_general_dilated"
 # Calls whose body is evaluated in place; the parameter that holds the body.
-_ENTERED = {
+ENTERED = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -26,7 +26,7 @@ _ENTERED = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
-_REMAT = ("remat", "remat2", "checkpoint")
+REMAT = ("remat", "remat2", "checkpoint")
 _COLLECTIONS = ("params",)
 _KERNEL_LEAVES = ("kernel", "weight", "w", "value", "raw_value")
 
@@ -108,7 +108,7 @@ def evaluate(
       fn: pure function; `x` is a pytree whose arrays lead with the axis of B streams.
       variables: pytree of arrays.
       x: the frame.
-      args: further arguments (dropout keys, flags); they count as independent of the frame.
+      args: further arrays (dropout keys); they count as independent of the frame.
       visit: computes a skippable convolution in channels-last layout.
 
     Returns:
@@ -166,13 +166,13 @@ class _Walk:
         primitive = eqn.primitive.name
         if primitive == _CONV:
             return [self._convolution(eqn, inputs, note)]
-        if any(v.on_frame for v in inputs) and _has_conv(eqn):
-            if primitive in _REMAT:
+        if _has_conv(eqn):
+            if primitive in REMAT:
                 return self._remat(eqn, inputs, note)
-            if primitive in _ENTERED:
+            if primitive in ENTERED:
                 if primitive.startswith("custom"):
                     note = f"{primitive}: differentiated through its body"
-                body = eqn.params[_ENTERED[primitive]]
+                body = eqn.params[ENTERED[primitive]]
                 return self.run(body.jaxpr, [_Value(c) for c in body.consts], inputs, note)
             self._hidden(eqn, inputs, primitive, 1)
         return _bind(eqn, inputs)
@@ -198,8 +198,6 @@ class _Walk:
 
     def _convolution(self, eqn: jex.JaxprEqn, inputs: list[_Value], note: str) -> _Value:
         x, kernel = inputs
-        if not x.on_frame and not kernel.on_frame:
-            return _bind(eqn, inputs)[0]
         site = self._site(eqn, kernel, 1, _why_dense(eqn, inputs, self.streams), note)
         self.sites.append(site)
         if site.dense_because:
@@ -301,12 +299,14 @@ def _origin(eqn: jex.JaxprEqn, inputs: Sequence[_Value]) -> str | None:
 
 
 def _why_dense(eqn: jex.JaxprEqn, inputs: list[_Value], streams: int) -> str:
-    _, kernel = inputs
+    x, kernel = inputs
     params = eqn.params
     x_aval = _aval(eqn.invars[0])
     images = x_aval.shape[params["dimension_numbers"].lhs_spec[0]]
     if kernel.on_frame:
         return "its kernel depends on the frame"
+    if not x.on_frame:
+        return "its input does not depend on the frame"
     if not jax.numpy.issubdtype(x_aval.dtype, jax.numpy.floating):
         return f"its dtype is {x_aval.dtype}"
     if math.prod(params["lhs_dilation"]) != 1:

@@ -191,7 +191,8 @@ def _mean_fired(row: Row, state: Mapping[str, SkipState]) -> jax.Array:
 def spent(table: Table, state: Mapping[str, SkipState]) -> dict[str, jax.Array]:
     """Multiply-accumulates of each Skip-Convolution at the last frame, `{name: (B,)}`."""
     shares = firing(table, state)
-    return {row.name: row.macs * shares[row.name] for row in table.skipped()}
+    # As float: beyond 2^31 a Python integer would not fit the int32 it becomes.
+    return {row.name: float(row.macs) * shares[row.name] for row in table.skipped()}
 
 
 def spent_total(table: Table, state: Mapping[str, SkipState]) -> jax.Array:

@@ -1,0 +1,131 @@
+"""Builds the native engine with the system's C++ compiler: `python -m skipconv_jax.native.build`.
+
+One shared library holds the engine three times, for AVX-512, AVX2 and any CPU, and picks at run time.
+The library's name carries a hash of sources and flags, so that an old one is never loaded.
+"""
+
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+
+_SOURCES = ("op_conv.cpp", "op_simple.cpp", "engine.cpp")
+_COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
+# Contraction to FMA is the point of the kernels; nothing else of fast-math is wanted.
+_FLOAT = ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-unused-function", "-Wno-psabi")
+_X86 = {
+    "avx512": (16, ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mprefer-vector-width=512")),
+    "avx2": (8, ("-mavx2", "-mfma")),
+}
+
+
+class BuildError(RuntimeError):
+    """The native engine could not be compiled."""
+
+
+def source_dir() -> pathlib.Path:
+    """Where the C++ sources lie."""
+    return pathlib.Path(__file__).parent / "csrc"
+
+
+def variants() -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Vector width and compiler flags of each instruction set this machine's compiler targets."""
+    found: dict[str, tuple[int, tuple[str, ...]]] = {"portable": (4, ())}
+    if platform.machine() in ("x86_64", "AMD64"):
+        found.update(_X86)
+    return found
+
+
+def compiler() -> str | None:
+    """`$CXX`, g++ or clang++, whichever is there."""
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        if name and shutil.which(name):
+            return name
+    return None
+
+
+def digest() -> str:
+    """Hash of everything the library depends on."""
+    parts = [repr((_COMMON, _FLOAT, sorted(variants().items())))]
+    parts += [p.name + p.read_text() for p in sorted(source_dir().iterdir()) if p.suffix in (".cpp", ".h")]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def library_name() -> str:
+    """File name of the library of these sources on this platform."""
+    return f"_skipconv_{digest()}.so"
+
+
+def candidate_dirs() -> list[pathlib.Path]:
+    """Directories the library is looked for and built in: the package, then the user's cache."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+    return [pathlib.Path(__file__).parent, cache / "skipconv_jax"]
+
+
+def find_library() -> pathlib.Path | None:
+    """The built library, or None."""
+    for folder in candidate_dirs():
+        if (path := folder / library_name()).exists():
+            return path
+    return None
+
+
+def _compile(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+
+
+def build(folder: pathlib.Path | None = None) -> pathlib.Path:
+    """Compiles the library into `folder` (default: the first writable of `candidate_dirs()`).
+
+    Raises:
+      BuildError: no compiler, or it failed.
+    """
+    cxx = compiler()
+    if cxx is None:
+        raise BuildError("no C++ compiler found; install g++ or set $CXX")
+    import jax
+
+    folders = [folder] if folder else [d for d in candidate_dirs() if _writable(d)]
+    if not folders:
+        raise BuildError(f"none of {candidate_dirs()} is writable; pass a folder")
+    target, src = folders[0] / library_name(), source_dir()
+    with tempfile.TemporaryDirectory() as tmp:
+        jobs, objects = [], []
+        for isa, (width, flags) in variants().items():
+            for name in _SOURCES:
+                objects.append(f"{tmp}/{isa}_{name}.o")
+                defines = (f"-DSKC_ISA={isa}", f"-DSKC_VW={width}")
+                jobs.append([cxx, *_COMMON, *_FLOAT, *flags, *defines, "-c", str(src / name), "-o", objects[-1]])
+        for name in ("pool.cpp", "ffi.cpp"):
+            objects.append(f"{tmp}/{name}.o")
+            jobs.append([cxx, *_COMMON, f"-I{jax.ffi.include_dir()}", "-c", str(src / name), "-o", objects[-1]])
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_compile, jobs))
+        _compile([cxx, "-shared", "-pthread", *objects, "-o", f"{tmp}/lib.so"])
+        # Rename is atomic: a process that builds at the same time never sees half a library.
+        partial = target.with_suffix(f".{os.getpid()}.tmp")
+        shutil.copy(f"{tmp}/lib.so", partial)
+        os.replace(partial, target)
+    return target
+
+
+def _writable(folder: pathlib.Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+if __name__ == "__main__":
+    try:
+        print(build())
+    except BuildError as error:
+        sys.exit(f"skipconv_jax: {error}")

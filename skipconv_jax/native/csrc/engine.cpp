@@ -1,0 +1,46 @@
+// Runs a program; compiled once per instruction set, chosen at run time.
+#include <chrono>
+
+#include "run.h"
+
+namespace skc {
+namespace SKC_ISA {
+namespace {
+
+// Lists and temporaries of the calling thread, kept between calls.
+struct Kept {
+  std::vector<Item> items;
+  std::vector<Candidate> candidates;
+  std::vector<Action> fire;
+  Memory memory[kMaxThreads];
+};
+
+double seconds() {
+  using namespace std::chrono;
+  return duration<double>(steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+void execute(const Call& call, Pool& pool) {
+  static thread_local Kept kept;
+  Run run{call, pool, kept.items, kept.candidates, kept.fire, kept.memory};
+  for (int i = 0; i < call.head->n_ops; i++) {
+    const Op& op = call.ops[i];
+    const double start = call.profile ? seconds() : 0;
+    if (op.kind == kConv)
+      run_conv(run, op);
+    else
+      run_simple(run, op);
+    if (call.profile) call.profile[i] += seconds() - start;
+  }
+  for (int s = 0; s < call.B; s++) run.arena(s)[0] = 1.f;
+}
+
+}  // namespace SKC_ISA
+
+#define SKC_JOIN2(a, b) a##b
+#define SKC_JOIN(a, b) SKC_JOIN2(a, b)
+void SKC_JOIN(run_, SKC_ISA)(const Call& call, Pool& pool) { SKC_ISA::execute(call, pool); }
+
+}  // namespace skc

@@ -1,0 +1,279 @@
+// A skipped convolution: candidates, gates, then the blocks that fire with their epilogue.
+#include "run.h"
+#include "winograd.h"
+
+namespace skc {
+namespace SKC_ISA {
+namespace {
+
+constexpr int kTile = 8;  // blocks are computed in tiles of at most kTile rows
+
+struct Source {
+  View view;
+  const float* buffer;  // what the convolution reads: change, or values
+  Input input;
+};
+
+Source source_of(const Op& o, const Run& run, int s) {
+  View v = run.view(o.src[0], s);
+  const Tensor& t = *v.t;
+  const float* origin = run.arena(s) + (o.policy == kPrevious ? t.delta : t.cur);
+  return {v, origin, input_of(o, t, origin)};
+}
+
+Rect block_rect(const Op& o, const Tensor& out, int by, int bx) {
+  const int y0 = by * o.b, x0 = bx * o.b;
+  return {y0, y0 + o.b < out.H ? y0 + o.b : out.H, x0, x0 + o.b < out.W ? x0 + o.b : out.W};
+}
+
+int tile_h(const Op& o, int rows) { return (rows - 1) * o.sh + (o.kh - 1) * o.dh + 1; }
+int tile_w(const Op& o, int cols) { return (cols - 1) * o.sw + (o.kw - 1) * o.dw + 1; }
+
+bool input_changed(const Op& o, const View& in, const Rect& r) {
+  const int y = r.y0 * o.sh - o.pt, x = r.x0 * o.sw - o.pl;
+  return in.changed_in(y, y + tile_h(o, r.h()), x, x + tile_w(o, r.w()));
+}
+
+// Closed loop: residual against the tile stored when this block last fired.
+bool reference_fires(const Op& o, const Run& run, const Source& src, const Candidate& c, const Rect& r,
+                     float* local) {
+  const Params gate{run.call.gates + o.gp};
+  const int cs = src.view.t->Cs, th = tile_h(o, r.h()), tw = tile_w(o, r.w());
+  const long full = (long)tile_h(o, o.b) * tile_w(o, o.b) * cs;
+  float* ref = run.arena(c.s) + o.ref + (c.by * o.nbw + c.bx) * full;
+  const Input in{src.input.at(o, r.y0, r.x0), src.input.row, src.input.col};
+  bool fires = c.fresh || o.gate == kAlways;
+  if (!fires && o.gate == kNorm) {
+    float* m = local;
+    for (int y = 0; y < th; y++)
+      for (int x = 0; x < tw; x++) {
+        const float *p = in.base + y * in.row + x * in.col, *q = ref + ((long)y * tw + x) * cs;
+        vf sum = vf{};
+        int k = 0;
+        for (; k + VW <= cs; k += VW) sum += vabs(load(p + k) - load(q + k));
+        float total = hsum(sum);
+        for (; k < cs; k++) total += std::fabs(p[k] - q[k]);
+        m[y * tw + x] = total;
+      }
+    const Rect origin{0, r.h(), 0, r.w()};
+    fires = gate.score(support_max(o, m, tw, origin, gate.enough(), m + th * tw)) > gate.p[0];
+  } else if (!fires) {
+    float* d = local;
+    for (int y = 0; y < th; y++)
+      for (int i = 0; i < tw * cs; i++)
+        d[(long)y * tw * cs + i] = in.base[y * in.row + i] - ref[(long)y * tw * cs + i];
+    const Input diff{d, (long)tw * cs, cs};
+    const Rect origin{0, r.h(), 0, r.w()};
+    fires = gate.p[0] + linear_max(o, diff, origin, gate.p + 16, cs) >= 0.f;
+  }
+  if (fires)
+    for (int y = 0; y < th; y++)
+      std::memcpy(ref + (long)y * tw * cs, in.base + y * in.row, sizeof(float) * tw * cs);
+  return fires;
+}
+
+bool change_fires(const Op& o, const Run& run, const Source& src, const Candidate& c, const Rect& r,
+                  float* local) {
+  const Params gate{run.call.gates + o.gp};
+  if (c.fresh || o.gate == kAlways) {
+    if (o.policy == kAccumulate) run.arena(c.s)[o.acc + c.by * o.nbw + c.bx] = 0.f;
+    return true;
+  }
+  const Tensor& t = *src.view.t;
+  if (o.gate == kLinear)
+    return gate.p[0] + linear_max(o, src.input, r, gate.p + 16, t.Cs) >= 0.f;
+  const float* m = src.view.m + (long)(r.y0 * o.sh - o.pt) * t.Wp + r.x0 * o.sw - o.pl;
+  const Rect origin{0, r.h(), 0, r.w()};
+  if (o.policy == kPrevious)
+    return gate.score(support_max(o, m, t.Wp, origin, gate.enough(), local)) > gate.p[0];
+  float& acc = run.arena(c.s)[o.acc + c.by * o.nbw + c.bx];
+  acc += gate.score(support_max(o, m, t.Wp, origin, 3.4e38f, local));
+  if (!(acc > gate.p[0])) return false;
+  acc = 0.f;
+  return true;
+}
+
+void gate_item(void* ctx, int tid, int i) {
+  Run& run = *static_cast<Run*>(ctx);
+  const Op& o = *run.op;
+  const Candidate& c = run.candidates[i];
+  const Tensor& out = run.call.tensors[o.out];
+  const Rect r = block_rect(o, out, c.by, c.bx);
+  const Source src = source_of(o, run, c.s);
+  const size_t tile = (size_t)tile_h(o, o.b) * tile_w(o, o.b);
+  const bool linear = o.policy == kReference && o.gate == kLinear;
+  float* local = run.memory[tid].get(2 * tile * (linear ? src.view.t->Cs : 1) + 64);
+  const bool fires = o.policy == kReference ? reference_fires(o, run, src, c, r, local)
+                                            : change_fires(o, run, src, c, r, local);
+  const int block = c.by * o.nbw + c.bx;
+  run.fire[(size_t)c.s * o.nbh * o.nbw + block] = fires ? kFire : kIdle;
+  run.call.masks[(size_t)c.s * run.call.head->masks + o.mask + block] = fires ? 1.f : 0.f;
+}
+
+Epilogue epilogue_of(const Op& o, const Run& run, View& out, const View* res, int s) {
+  const float* bias = o.bias < 0 ? nullptr : run.call.weights + o.bias;
+  return {&o, &out, res, bias, o.z < 0 ? nullptr : run.arena(s) + o.z, run.fresh(s)};
+}
+
+void block_item(void* ctx, int tid, int i) {
+  Run& run = *static_cast<Run*>(ctx);
+  const Op& o = *run.op;
+  const Item& item = run.items[i];
+  View out = run.view(o.out, item.s);
+  if (item.action == kClean) return out.clean(item.r);
+  View res = run.view(o.res < 0 ? o.out : o.res, item.s);
+  const Epilogue e = epilogue_of(o, run, out, o.res < 0 ? nullptr : &res, item.s);
+  const int cs = out.t->Cs;
+  if (item.action == kResidual) return epilogue(e, item.r, nullptr, 0, 0, cs, true);
+
+  const Source src = source_of(o, run, item.s);
+  const int ci = src.view.t->C, ics = src.view.t->Cs, pixels = item.r.h() * item.r.w();
+  const int c0 = item.p0 * kPanel, c1 = item.p1 * kPanel < cs ? item.p1 * kPanel : cs;
+  const long stride = c1 - c0;
+  const long temp = (long)pixels * stride + 2 * kPanel;
+  const long extra = o.algo == kWinograd ? winograd_scratch(item.r.h(), item.r.w(), ics) : 0;
+  float* tmp = run.memory[tid].get(temp + 64 + extra);
+  const float* w = run.call.weights + o.w;
+  if (o.algo == kWinograd)
+    conv_winograd(o, src.input, item.r, w, ci, ics, cs, item.p0, item.p1, tmp, stride,
+                  tmp + (temp + 15) / 16 * 16);
+  else if (o.algo == kDepthwise)
+    conv_depthwise(o, src.input, item.r, w, cs, tmp, stride);
+  else if (o.algo == kGrouped) {
+    std::memset(tmp, 0, temp * sizeof(float));  // padding channels no group writes
+    conv_grouped(o, src.input, item.r, w, ci, out.t->C, tmp, stride);
+  } else {
+    conv_direct(o, src.input, item.r, w, ci, cs, item.p0, item.p1, tmp, stride);
+  }
+  epilogue(e, item.r, tmp, stride, c0, c1, c0 == 0 && c1 == cs);
+}
+
+void change_item(void* ctx, int, int i) {
+  Run& run = *static_cast<Run*>(ctx);
+  const Item& item = run.items[i];
+  View out = run.view(run.op->out, item.s);
+  if (item.action == kFire && item.p0 == 0) sum_change(out, item.r);
+}
+
+// Finds the candidates of one stream and fills in the masks of all other blocks.
+void find_candidates(Run& run, const Op& o, int s) {
+  const bool fresh = run.fresh(s);
+  const float* gp = run.call.gates + o.gp;
+  float* mask = run.call.masks + (size_t)s * run.call.head->masks + o.mask;
+  const int blocks = o.nbh * o.nbw;
+  std::memset(run.fire.data() + (size_t)s * blocks, kIdle, blocks);
+  float* sig = o.sig < 0 ? nullptr : run.arena(s) + o.sig;
+  const float idle = fresh ? 1.f : idle_mask(o, gp);
+  for (int i = 0; i < blocks; i++) {
+    // A linear gate in closed loop: an unchanged block that did not fire keeps its residual.
+    mask[i] = sig && o.gate == kLinear && !fresh && sig[1 + i] == 0.f ? 0.f : idle;
+  }
+  // A lower threshold wakes blocks whose input did not change but whose reference is old.
+  const bool all = fresh || (sig && sig[0] != gp[0]);
+  if (sig) sig[0] = gp[0];
+  const View in = run.view(o.src[0], s);
+  if (!all && !in.changed()) return;
+  const Tensor& out = run.call.tensors[o.out];
+  for (int by = 0; by < o.nbh; by++)
+    for (int bx = 0; bx < o.nbw; bx++)
+      if (all || input_changed(o, in, block_rect(o, out, by, bx)))
+        run.candidates.push_back({s, by, bx, fresh});
+}
+
+void add_tiles(Run& run, const Op& o, const Rect& r, int s, Action action) {
+  const int panels = (run.call.tensors[o.out].Cs + kPanel - 1) / kPanel;
+  for (int y = r.y0; y < r.y1; y += kTile)
+    for (int x = r.x0; x < r.x1; x += o.mode) {
+      const int y1 = y + kTile < r.y1 ? y + kTile : r.y1, x1 = x + o.mode < r.x1 ? x + o.mode : r.x1;
+      run.items.push_back({{y, y1, x, x1}, s, 0, panels, action});
+    }
+}
+
+// Lists tiles to compute; neighbours that do the same are computed as one, up to o.mode columns.
+void list_items(Run& run, const Op& o, int s) {
+  const Tensor& t = run.call.tensors[o.out];
+  const Action* fire = run.fire.data() + (size_t)s * o.nbh * o.nbw;
+  const View out = run.view(o.out, s), res = run.view(o.res < 0 ? o.out : o.res, s);
+  for (int by = 0; by < o.nbh; by++) {
+    Rect open{0, 0, 0, 0};
+    Action kind = kIdle;
+    for (int bx = 0; bx <= o.nbw; bx++) {
+      Action now = kIdle;
+      Rect r{0, 0, 0, 0};
+      if (bx < o.nbw) {
+        r = block_rect(o, t, by, bx);
+        now = fire[by * o.nbw + bx];
+        if (now == kIdle && o.res >= 0 && res.changed_in(r.y0, r.y1, r.x0, r.x1)) now = kResidual;
+        if (now == kIdle && out.stale_in(r)) now = kClean;
+      }
+      if (now == kind && kind != kIdle && r.x1 - open.x0 <= o.mode) {
+        open.x1 = r.x1;
+        continue;
+      }
+      if (kind != kIdle) add_tiles(run, o, open, s, kind);
+      open = r;
+      kind = now;
+    }
+  }
+}
+
+// Cuts tiles over output channels where there are too few of them for the threads, or where the
+// weights are so many that each core should keep its own share of them in cache.
+bool split_channels(Run& run, const Op& o) {
+  const int T = run.pool.threads(), co = run.call.tensors[o.out].Cs;
+  const int panels = (co + kPanel - 1) / kPanel;
+  if (T == 1 || panels == 1 || o.algo > kWinograd) return false;
+  int n = 0;
+  for (const Item& item : run.items) n += item.action == kFire;
+  const bool heavy = o.count > 400000;  // bytes of weights
+  if (n == 0 || (n >= 3 * T && !heavy)) return false;
+  int parts = n >= 2 * T || o.algo == kWinograd ? T : 2 * T;
+  if (parts > panels) parts = panels;
+  std::vector<Item> cut;
+  for (const Item& item : run.items)
+    if (item.action != kFire) cut.push_back(item);
+  for (int k = 0; k < parts; k++)
+    for (Item item : run.items)
+      if (item.action == kFire) {
+        item.p0 = panels * k / parts;
+        item.p1 = panels * (k + 1) / parts;
+        cut.push_back(item);
+      }
+  run.items.swap(cut);
+  return true;
+}
+
+}  // namespace
+
+void run_conv(Run& run, const Op& o) {
+  run.op = &o;
+  run.candidates.clear();
+  run.items.clear();
+  const int blocks = o.nbh * o.nbw, B = run.call.B;
+  if (run.fire.size() < (size_t)B * blocks) run.fire.resize((size_t)B * blocks);
+  for (int s = 0; s < B; s++) find_candidates(run, o, s);
+  const double area = (double)o.b * o.b;
+  const int n = (int)run.candidates.size();
+  const int ci = run.call.tensors[o.src[0]].C;
+  const double weight = o.policy == kReference || o.gate == kLinear ? ci / 8. + 9. : 2.;
+  run.dispatch(gate_item, n, n * area * weight * 1e-3);
+
+  bool any = n > 0;
+  for (int s = 0; s < B; s++) {
+    View out = run.view(o.out, s);
+    run.open(out, s);
+    const bool res = o.res >= 0 && run.view(o.res, s).changed();
+    if (n > 0 || res || out.has_stale()) list_items(run, o, s), any = true;
+    if (o.sig >= 0 && o.gate == kLinear)
+      std::memcpy(run.arena(s) + o.sig + 1, run.call.masks + (size_t)s * run.call.head->masks + o.mask,
+                  sizeof(float) * blocks);
+  }
+  if (!any || run.items.empty()) return;
+  const bool split = split_channels(run, o);
+  run.dispatch(block_item, (int)run.items.size(), n > 0 ? 1e9 : run.items.size() * 0.5);
+  if (split && run.call.tensors[o.out].m >= 0)
+    run.dispatch(change_item, (int)run.items.size(), run.items.size() * 0.5);
+}
+
+}  // namespace SKC_ISA
+}  // namespace skc

@@ -1,0 +1,277 @@
+// Everything that is not a convolution: computed on 8 x 8 regions whose sources changed.
+#include "run.h"
+
+namespace skc {
+namespace SKC_ISA {
+namespace {
+
+constexpr int kRegion = 8;
+
+SKC_INLINE float* pixel(const View& v, int y, int x) { return v.cur + v.at(y, x); }
+
+void add_rect(Run& run, const Op& o, View& out, const Item& item) {
+  const Rect& r = item.r;
+  const bool fresh = run.fresh(item.s);
+  const int n = o.nsrc;
+  View src[kMaxSources] = {out, out, out, out, out, out, out, out};
+  for (int i = 0; i < n; i++) src[i] = run.view(o.src[i], item.s);
+  float k[kMaxSources];
+  for (int i = 0; i < n; i++) k[i] = o.w < 0 ? 1.f : run.call.weights[o.w + i];
+  for (int y = r.y0; y < r.y1; y++) {
+    const float* p[kMaxSources];
+    int phase[kMaxSources];
+    for (int i = 0; i < n; i++) {
+      p[i] = pixel(src[i], y / o.fh[i], r.x0 / o.fw[i]);
+      phase[i] = r.x0 % o.fw[i];
+    }
+    for (int x = r.x0; x < r.x1; x++) {
+      write_pixel(out, y, x, fresh, [&](int c) {
+        vf v = load(p[0] + c);
+        if (o.w >= 0) v *= k[0];
+        for (int i = 1; i < n; i++) v += o.w < 0 ? load(p[i] + c) : load(p[i] + c) * k[i];
+        return activate(v, o.act);
+      });
+      for (int i = 0; i < n; i++)
+        if (++phase[i] == o.fw[i]) phase[i] = 0, p[i] += src[i].t->Cs;
+    }
+  }
+}
+
+void pool_rect(Run& run, const Op& o, View& out, const Item& item) {
+  const View in = run.view(o.src[0], item.s);
+  const bool fresh = run.fresh(item.s);
+  for (int y = item.r.y0; y < item.r.y1; y++)
+    for (int x = item.r.x0; x < item.r.x1; x++) {
+      const int ya = y * o.sh - o.pt, xa = x * o.sw - o.pl;
+      const int y0 = ya < 0 ? 0 : ya, x0 = xa < 0 ? 0 : xa;
+      const int y1 = ya + o.kh < in.t->H ? ya + o.kh : in.t->H;
+      const int x1 = xa + o.kw < in.t->W ? xa + o.kw : in.t->W;
+      const float count = o.mode == 2 ? (float)((y1 - y0) * (x1 - x0)) : (float)(o.kh * o.kw);
+      write_pixel(out, y, x, fresh, [&](int c) {
+        vf v = o.mode == 0 ? splat(-__builtin_inff()) : vf{};
+        for (int yy = y0; yy < y1; yy++)
+          for (int xx = x0; xx < x1; xx++) {
+            const vf p = load(pixel(in, yy, xx) + c);
+            v = o.mode == 0 ? (p < v ? v : p) : v + p;
+          }
+        return activate(o.mode == 0 ? v : v / count, o.act);
+      });
+    }
+}
+
+void affine_rect(Run& run, const Op& o, View& out, const Item& item) {
+  const View in = run.view(o.src[0], item.s);
+  const float* scale = o.w < 0 ? nullptr : run.call.weights + o.w;
+  const float* shift = o.bias < 0 ? nullptr : run.call.weights + o.bias;
+  for (int y = item.r.y0; y < item.r.y1; y++)
+    for (int x = item.r.x0; x < item.r.x1; x++) {
+      const float* p = pixel(in, y, x);
+      write_pixel(out, y, x, run.fresh(item.s), [&](int c) {
+        vf v = load(p + c);
+        if (scale) v *= load(scale + c);
+        if (shift) v += load(shift + c);
+        return activate(v, o.act);
+      });
+    }
+}
+
+void mul_rect(Run& run, const Op& o, View& out, const Item& item) {
+  const View a = run.view(o.src[0], item.s), b = run.view(o.src[1], item.s);
+  const bool broadcast = b.t->H == 1 && b.t->W == 1;
+  for (int y = item.r.y0; y < item.r.y1; y++)
+    for (int x = item.r.x0; x < item.r.x1; x++) {
+      const float *p = pixel(a, y, x), *q = broadcast ? b.cur : pixel(b, y, x);
+      write_pixel(out, y, x, run.fresh(item.s),
+                  [&](int c) { return activate(load(p + c) * load(q + c), o.act); });
+    }
+}
+
+void concat_rect(Run& run, const Op& o, View& out, const Item& item, float* line) {
+  View src[kMaxSources] = {out, out, out, out, out, out, out, out};
+  for (int i = 0; i < o.nsrc; i++) src[i] = run.view(o.src[i], item.s);
+  for (int y = item.r.y0; y < item.r.y1; y++)
+    for (int x = item.r.x0; x < item.r.x1; x++) {
+      float* to = line;
+      for (int i = 0; i < o.nsrc; to += src[i].t->C, i++)
+        std::memcpy(to, pixel(src[i], y / o.fh[i], x / o.fw[i]), src[i].t->C * sizeof(float));
+      std::memset(to, 0, 16 * sizeof(float));
+      write_pixel(out, y, x, run.fresh(item.s),
+                  [&](int c) { return activate(load(line + c), o.act); });
+    }
+}
+
+// Compares the frame with the last one; only runs of pixels that differ are touched.
+void input_rect(Run& run, const Op& o, View& out, const Item& item) {
+  const Tensor& t = *out.t;
+  const bool fresh = run.fresh(item.s);
+  const float* frame = run.call.in[o.io] + (long)item.s * t.H * t.W * t.C;
+  const Rect& r = item.r;
+  for (int y = r.y0; y < r.y1; y++) {
+    const float* row = frame + ((long)y * t.W + r.x0) * t.C;
+    bool same = !fresh && t.C == t.Cs &&
+                !std::memcmp(row, out.cur + out.at(y, r.x0), sizeof(float) * t.C * r.w());
+    for (int x = r.x0; x < r.x1; x++, row += t.C) {
+      float *cur = out.cur + out.at(y, x), *delta = out.delta ? out.delta + out.at(y, x) : nullptr;
+      float change = 0.f;
+      for (int c = 0; c < t.C && !same; c++) {
+        const float d = row[c] - (fresh ? 0.f : cur[c]);
+        cur[c] = row[c];
+        if (delta) delta[c] = d;
+        change += std::fabs(d);
+      }
+      if (same && delta) std::memset(delta, 0, sizeof(float) * t.C);
+      if (out.m) out.m[(long)y * t.Wp + x] = change;
+      if (!(change == 0.f)) out.touch(y, x);
+    }
+  }
+}
+
+bool input_differs(const Run& run, const Op& o, const View& out, const Item& item) {
+  const Tensor& t = *out.t;
+  const float* frame = run.call.in[o.io] + (long)item.s * t.H * t.W * t.C;
+  for (int y = item.r.y0; y < item.r.y1; y++) {
+    const float* row = frame + ((long)y * t.W + item.r.x0) * t.C;
+    if (t.C == t.Cs) {
+      if (std::memcmp(row, out.cur + out.at(y, item.r.x0), sizeof(float) * t.C * item.r.w()))
+        return true;
+      continue;
+    }
+    for (int x = item.r.x0; x < item.r.x1; x++, row += t.C)
+      if (std::memcmp(row, out.cur + out.at(y, x), sizeof(float) * t.C)) return true;
+  }
+  return false;
+}
+
+void region_item(void* ctx, int tid, int i) {
+  Run& run = *static_cast<Run*>(ctx);
+  const Op& o = *run.op;
+  const Item& item = run.items[i];
+  View out = run.view(o.out, item.s);
+  if (o.kind == kInput) {
+    if (run.fresh(item.s) || input_differs(run, o, out, item)) return input_rect(run, o, out, item);
+    if (out.stale_in(item.r)) out.clean(item.r);
+    return;
+  }
+  if (item.action == kClean) return out.clean(item.r);
+  switch (o.kind) {
+    case kAdd: return add_rect(run, o, out, item);
+    case kPool: return pool_rect(run, o, out, item);
+    case kAffine: return affine_rect(run, o, out, item);
+    case kMul: return mul_rect(run, o, out, item);
+    case kConcat: return concat_rect(run, o, out, item, run.memory[tid].get(out.t->Cs + 64));
+    default: return;
+  }
+}
+
+bool source_changed(const Op& o, const View& src, int i, const Rect& r) {
+  if (o.kind == kPool) {
+    const int y = r.y0 * o.sh - o.pt, x = r.x0 * o.sw - o.pl;
+    return src.changed_in(y, y + (r.h() - 1) * o.sh + o.kh, x, x + (r.w() - 1) * o.sw + o.kw);
+  }
+  if (o.kind == kMul && src.t->H == 1 && src.t->W == 1) return src.changed();
+  const int fh = o.fh[i], fw = o.fw[i];
+  return src.changed_in(r.y0 / fh, (r.y1 - 1) / fh + 1, r.x0 / fw, (r.x1 - 1) / fw + 1);
+}
+
+void list_regions(Run& run, const Op& o, int s) {
+  const Tensor& t = run.call.tensors[o.out];
+  View out = run.view(o.out, s);
+  run.open(out, s);
+  const bool fresh = run.fresh(s), input = o.kind == kInput;
+  bool changed = fresh || input || out.has_stale();
+  for (int i = 0; i < o.nsrc; i++) changed |= run.view(o.src[i], s).changed();
+  if (!changed) return;
+  const int wide = input ? t.W : kRegion;
+  for (int y = 0; y < t.H; y += kRegion)
+    for (int x = 0; x < t.W; x += wide) {
+      const Rect r{y, y + kRegion < t.H ? y + kRegion : t.H, x, x + wide < t.W ? x + wide : t.W};
+      bool touch = fresh || input;
+      for (int i = 0; i < o.nsrc && !touch; i++)
+        touch = source_changed(o, run.view(o.src[i], s), i, r);
+      if (touch || out.stale_in(r)) run.items.push_back({r, s, 0, 0, touch ? kFire : kClean});
+    }
+}
+
+// Mean over all positions, from sums kept per region so that only changed regions are read again.
+void partial_item(void* ctx, int, int i) {
+  Run& run = *static_cast<Run*>(ctx);
+  const Op& o = *run.op;
+  const Item& item = run.items[i];
+  const View in = run.view(o.src[0], item.s);
+  float* sums = run.arena(item.s) + o.z + (long)item.p0 * in.t->Cs;
+  for (int c = 0; c < in.t->Cs; c += VW) {
+    vf sum = vf{};
+    for (int y = item.r.y0; y < item.r.y1; y++)
+      for (int x = item.r.x0; x < item.r.x1; x++) sum += load(pixel(in, y, x) + c);
+    store(sums + c, sum);
+  }
+}
+
+void run_mean(Run& run, const Op& o) {
+  const Tensor& t = run.call.tensors[o.src[0]];
+  const int across = (t.W + kRegion - 1) / kRegion, regions = (t.H + kRegion - 1) / kRegion * across;
+  for (int s = 0; s < run.call.B; s++) {
+    const View in = run.view(o.src[0], s);
+    for (int k = 0; k < regions && (run.fresh(s) || in.changed()); k++) {
+      const int y = k / across * kRegion, x = k % across * kRegion;
+      const Rect r{y, y + kRegion < t.H ? y + kRegion : t.H, x, x + kRegion < t.W ? x + kRegion : t.W};
+      if (run.fresh(s) || in.changed_in(r.y0, r.y1, r.x0, r.x1))
+        run.items.push_back({r, s, k, 0, kFire});
+    }
+  }
+  run.dispatch(partial_item, (int)run.items.size(), run.items.size() * t.Cs * 2e-3);
+  for (int s = 0; s < run.call.B; s++) {
+    View out = run.view(o.out, s);
+    const bool changed = run.fresh(s) || run.view(o.src[0], s).changed();
+    run.open(out, s);
+    if (!changed && out.has_stale()) out.clean({0, 1, 0, 1});
+    if (!changed) continue;
+    const float *sums = run.arena(s) + o.z, count = (float)t.H * t.W;
+    write_pixel(out, 0, 0, run.fresh(s), [&](int c) {
+      vf v = vf{};
+      for (int k = 0; k < regions; k++) v += load(sums + (long)k * t.Cs + c);
+      return activate(v / count, o.act);
+    });
+  }
+}
+
+void copy_out(Run& run, const Op& o) {
+  for (int s = 0; s < run.call.B; s++) {
+    const View v = run.view(o.src[0], s);
+    const Tensor& t = *v.t;
+    const long size = (long)t.H * t.W * t.C;
+    float* to = run.call.out[o.io] + s * size;
+    const float* end = to + size;
+    for (int y = 0; y < t.H; y++) {
+      const float* from = pixel(v, y, 0);
+      if (t.C == t.Cs) {
+        std::memcpy(to, from, sizeof(float) * t.W * t.C);
+        to += t.W * t.C;
+        continue;
+      }
+      // Whole vectors; what spills over is overwritten by the next pixel.
+      for (int x = 0; x < t.W; x++, to += t.C, from += t.Cs) {
+        if (end - to < t.Cs)
+          std::memcpy(to, from, sizeof(float) * t.C);
+        else
+          for (int c = 0; c < t.C; c += VW) store(to + c, load(from + c));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void run_simple(Run& run, const Op& o) {
+  run.op = &o;
+  run.items.clear();
+  if (o.kind == kOutput) return copy_out(run, o);
+  if (o.kind == kMean) return run_mean(run, o);
+  for (int s = 0; s < run.call.B; s++) list_regions(run, o, s);
+  const Tensor& t = run.call.tensors[o.out];
+  const double cost = run.items.size() * (o.kind == kInput ? t.W * t.C : 8. * t.Cs) * 1e-3;
+  run.dispatch(region_item, (int)run.items.size(), cost);
+}
+
+}  // namespace SKC_ISA
+}  // namespace skc

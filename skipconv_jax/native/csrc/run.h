@@ -1,0 +1,64 @@
+// Shared by all operations: the work list of one operation and the memory of the threads.
+#pragma once
+#include <cstdlib>
+#include <vector>
+
+#include "epilogue.h"
+#include "pool.h"
+
+namespace skc {
+namespace SKC_ISA {
+
+enum Action : uint8_t { kIdle, kFire, kResidual, kClean };
+
+struct Item {
+  Rect r;
+  int s, p0, p1;
+  Action action;
+};
+
+struct Candidate {
+  int s, by, bx;
+  bool fresh;
+};
+
+// Grows, never shrinks; 64-byte aligned.
+struct Memory {
+  float* data = nullptr;
+  size_t size = 0;
+  float* get(size_t floats) {
+    if (floats > size) {
+      std::free(data);
+      size = (floats + 1023) / 1024 * 1024;
+      data = static_cast<float*>(std::aligned_alloc(64, size * sizeof(float)));
+    }
+    return data;
+  }
+  ~Memory() { std::free(data); }
+};
+
+struct Run {
+  const Call& call;
+  Pool& pool;
+  std::vector<Item>& items;
+  std::vector<Candidate>& candidates;
+  std::vector<Action>& fire;
+  Memory* memory;  // one per thread
+  const Op* op = nullptr;
+
+  float* arena(int s) const { return call.arena + (long)s * call.head->state; }
+  bool fresh(int s) const { return arena(s)[0] == 0.f; }
+  View view(int tensor, int s) const { return View(call.tensors[tensor], arena(s)); }
+  void open(View& out, int s) const {
+    const int prev = out.t->prev;
+    out.open(prev < 0 ? nullptr : call.tensors + prev, arena(s));
+  }
+  // Items per parallel run below which the caller works alone.
+  void dispatch(Pool::Fn fn, int n, double cost_us) { pool.run(fn, this, n, cost_us > 3.0); }
+};
+
+void run_conv(Run&, const Op&);
+void run_simple(Run&, const Op&);
+
+}  // namespace SKC_ISA
+}  // namespace skc

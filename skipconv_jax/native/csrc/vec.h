@@ -1,0 +1,89 @@
+// Vectors of VW floats by compiler extension: one source for AVX-512 (16), AVX2 (8) and portable (4).
+#pragma once
+#include <cmath>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "program.h"
+
+#define SKC_INLINE inline __attribute__((always_inline))
+
+namespace skc {
+namespace SKC_ISA {
+
+constexpr int VW = SKC_VW;
+typedef float vf __attribute__((vector_size(SKC_VW * 4)));
+typedef int32_t vi __attribute__((vector_size(SKC_VW * 4)));
+typedef float vfu __attribute__((vector_size(SKC_VW * 4), aligned(4), may_alias));
+
+SKC_INLINE vf load(const float* p) { return *reinterpret_cast<const vfu*>(p); }
+SKC_INLINE void store(float* p, vf v) { *reinterpret_cast<vfu*>(p) = v; }
+SKC_INLINE vf splat(float s) { return s - vf{}; }
+SKC_INLINE vf vabs(vf v) { return (vf)((vi)v & 0x7fffffff); }
+// NaN stays NaN in both, as in jnp.maximum and jnp.minimum.
+SKC_INLINE vf vmax(vf v, vf lo) { return v < lo ? lo : v; }
+SKC_INLINE vf vmin(vf v, vf hi) { return v > hi ? hi : v; }
+
+SKC_INLINE float hsum(vf v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#elif defined(__AVX2__)
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+#else
+  float s = 0;
+  for (int i = 0; i < VW; i++) s += v[i];
+  return s;
+#endif
+}
+
+// exp by range reduction and a degree 6 polynomial; relative error about 1e-7 (Cephes).
+SKC_INLINE vf vexp(vf x) {
+  x = vmin(vmax(x, splat(-87.3f)), splat(88.7f));
+  vf t = x * 1.44269504f + 12582912.f;  // rounds to an integer in the low mantissa bits
+  vf n = t - 12582912.f;
+  vf r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  vf p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  // 2^128 has no float: the power is applied in two halves.
+  vi e = (vi)t - 0x4b400000, half = e >> 1;
+  vf a = (vf)((half + 127) << 23);
+  vf b = (vf)((e - half + 127) << 23);
+  return p * a * b;
+}
+
+SKC_INLINE vf vsigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
+
+template <class F>
+SKC_INLINE vf lanes(vf v, F f) {
+  for (int i = 0; i < VW; i++) v[i] = f(v[i]);
+  return v;
+}
+
+SKC_INLINE vf activate(vf v, int act) {
+  switch (act) {
+    case kRelu: return vmax(v, vf{});
+    case kRelu6: return vmin(vmax(v, vf{}), splat(6.f));
+    case kSwish: return v * vsigmoid(v);
+    case kSigmoid: return vsigmoid(v);
+    case kHardSwish: return v * vmin(vmax(v + 3.f, vf{}), splat(6.f)) / 6.f;
+    case kTanh: return lanes(v, [](float x) { return std::tanh(x); });
+    case kElu: return lanes(v, [](float x) { return x > 0 ? x : std::expm1(x); });
+    case kGelu: return lanes(v, [](float x) { return .5f * x * std::erfc(-x * 0.70710678f); });
+    case kExp: return lanes(v, [](float x) { return std::exp(x); });
+    case kAbs: return vabs(v);
+    default: return v;
+  }
+}
+
+}  // namespace SKC_ISA
+}  // namespace skc

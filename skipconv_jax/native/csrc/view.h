@@ -1,0 +1,124 @@
+// One tensor of one stream, and the map of which of its cells changed this frame.
+#pragma once
+#include "conv.h"
+
+namespace skc {
+namespace SKC_ISA {
+
+SKC_INLINE void mark(uint8_t* p) { __atomic_store_n(p, 1, __ATOMIC_RELAXED); }
+SKC_INLINE void mark(int32_t* p) { __atomic_store_n(p, 1, __ATOMIC_RELAXED); }
+
+struct View {
+  const Tensor* t;
+  float *cur, *delta, *m;  // null when not stored; at the first pixel of the frame, border skipped
+  int32_t* any;            // any[0] changed this frame, any[1] stale scratch of the previous tenant
+  uint8_t *cells, *stale;
+  long row;
+
+  View(const Tensor& tensor, float* arena) : t(&tensor) {
+    row = (long)t->Wp * t->Cs;
+    const long origin = t->pt * row + (long)t->pl * t->Cs;
+    cur = t->cur < 0 ? nullptr : arena + t->cur + origin;
+    delta = t->delta < 0 ? nullptr : arena + t->delta + origin;
+    m = t->m < 0 ? nullptr : arena + t->m + (long)t->pt * t->Wp + t->pl;
+    any = reinterpret_cast<int32_t*>(arena + t->cells);
+    cells = reinterpret_cast<uint8_t*>(any + 2);
+    stale = cells + t->ch * t->cw;
+  }
+  long at(int y, int x) const { return y * row + (long)x * t->Cs; }
+  int size() const { return t->ch * t->cw; }
+  bool changed() const { return any[0] != 0; }
+  bool has_stale() const { return any[1] != 0; }
+
+  void touch(int y, int x) {
+    mark(cells + (y / kCell) * t->cw + x / kCell);
+    mark(any);
+  }
+
+  static bool in_map(const uint8_t* map, const Tensor& t, int y0, int y1, int x0, int x1) {
+    y0 = y0 < 0 ? 0 : y0 / kCell;
+    x0 = x0 < 0 ? 0 : x0 / kCell;
+    y1 = y1 >= t.H ? t.ch : (y1 + kCell - 1) / kCell;
+    x1 = x1 >= t.W ? t.cw : (x1 + kCell - 1) / kCell;
+    uint8_t found = 0;
+    for (int y = y0; y < y1; y++)
+      for (int x = x0; x < x1; x++) found |= map[y * t.cw + x];
+    return found != 0;
+  }
+  // Whether anything changed in pixels [y0, y1) x [x0, x1), which may reach over the edge.
+  bool changed_in(int y0, int y1, int x0, int x1) const {
+    return any[0] && in_map(cells, *t, y0, y1, x0, x1);
+  }
+  bool stale_in(const Rect& r) const {
+    return any[1] && in_map(stale, *t, r.y0, r.y1, r.x0, r.x1);
+  }
+
+  // Opens the tensor for this frame: what the last tenant of its scratch left is now stale, and
+  // nothing has changed yet.
+  void open(const Tensor* prev, float* arena) {
+    any[1] = 0;
+    if (delta && prev) {
+      View last(*prev, arena);
+      if (last.changed()) {
+        std::memcpy(stale, last.cells, size());
+        any[1] = 1;
+      }
+    }
+    if (any[0]) {
+      std::memset(cells, 0, size());
+      any[0] = 0;
+    }
+  }
+
+  // Zeroes stale scratch inside the rectangle, which nobody writes this frame.
+  void clean(const Rect& r) {
+    for (int cy = r.y0 / kCell; cy * kCell < r.y1; cy++)
+      for (int cx = r.x0 / kCell; cx * kCell < r.x1; cx++) {
+        if (!stale[cy * t->cw + cx]) continue;
+        const int x0 = cx * kCell < r.x0 ? r.x0 : cx * kCell;
+        const int x1 = (cx + 1) * kCell > r.x1 ? r.x1 : (cx + 1) * kCell;
+        for (int y = cy * kCell; y < (cy + 1) * kCell; y++) {
+          if (y < r.y0 || y >= r.y1) continue;
+          std::memset(delta + at(y, x0), 0, sizeof(float) * (x1 - x0) * t->Cs);
+          std::memset(m + (long)y * t->Wp + x0, 0, sizeof(float) * (x1 - x0));
+        }
+      }
+  }
+};
+
+SKC_INLINE float abs_sum(const float* p, int n) {
+  vf s = vf{};
+  int c = 0;
+  for (; c + VW <= n; c += VW) s += vabs(load(p + c));
+  float total = hsum(s);
+  for (; c < n; c++) total += std::fabs(p[c]);
+  return total;
+}
+
+// Zeroes the lanes at and beyond `left`, so that padding channels never count as change.
+SKC_INLINE vf keep_lanes(vf v, int left) {
+  if (left >= VW) return v;
+  for (int i = 0; i < VW; i++) v[i] = i < left ? v[i] : 0.f;
+  return v;
+}
+
+// Writes f(c) to one pixel of `out` and records the change.
+template <class F>
+SKC_INLINE void write_pixel(View& out, int y, int x, bool fresh, F f) {
+  const int C = out.t->C, Cs = out.t->Cs;
+  const long at = out.at(y, x);
+  vf sum = vf{};
+  for (int c = 0; c < Cs; c += VW) {
+    const vf now = keep_lanes(f(c), C - c);
+    const vf d = fresh ? now : now - load(out.cur + at + c);
+    store(out.cur + at + c, now);
+    if (out.delta) store(out.delta + at + c, d);
+    sum += vabs(d);
+  }
+  const float change = hsum(sum);
+  if (out.m) out.m[(long)y * out.t->Wp + x] = change;
+  if (!(change == 0.f)) out.touch(y, x);
+}
+
+}  // namespace SKC_ISA
+}  // namespace skc

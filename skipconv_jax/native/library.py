@@ -1,0 +1,92 @@
+"""Finds, loads and registers the shared library of the native engine."""
+
+import ctypes
+import functools
+import os
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+TARGET = "skipconv_jax_execute"
+_ISA = ("portable", "avx2", "avx512")
+_OFF = ("0", "off", "no", "false")
+
+
+@functools.cache
+def _library() -> tuple[ctypes.CDLL | None, str]:
+    """The loaded library, or None and why."""
+    if os.environ.get("SKIPCONV_JAX_NATIVE", "").lower() in _OFF:
+        return None, "switched off by SKIPCONV_JAX_NATIVE"
+    # Imported late: `python -m skipconv_jax.native.build` must find it not yet imported.
+    from skipconv_jax.native import build
+
+    path = build.find_library()
+    if path is None:
+        return None, "not built; run `python -m skipconv_jax.native.build`"
+    try:
+        lib = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"{path.name} does not load: {error}"
+    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(lib.SkipconvExecute), platform="cpu")
+    lib.skipconv_profile.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_double), ctypes.c_int]
+    return lib, ""
+
+
+def available() -> bool:
+    """Whether the engine is built, loads and is not switched off."""
+    return _library()[0] is not None
+
+
+def load() -> ctypes.CDLL:
+    """The library, registered with XLA.
+
+    Raises:
+      RuntimeError: it is not available; the message says why and what to do.
+    """
+    lib, why = _library()
+    if lib is None:
+        raise RuntimeError(f"the native engine is not available: {why}")
+    return lib
+
+
+def isa() -> str:
+    """Instruction set in use: 'avx512', 'avx2' or 'portable'; SKIPCONV_JAX_ISA lowers it."""
+    return _ISA[load().skipconv_isa()]
+
+
+def num_threads() -> int:
+    """Threads of one call; SKIPCONV_JAX_NUM_THREADS sets it (default: the cores, at most 8)."""
+    return int(load().skipconv_threads())
+
+
+def status() -> str:
+    """One line: which backend runs, and how to change it."""
+    lib, why = _library()
+    if lib is None:
+        return f"skipconv_jax: plain XLA ({why})"
+    return (
+        f"skipconv_jax: native engine, {isa()}, {num_threads()} threads (SKIPCONV_JAX_NATIVE=0 for plain "
+        "XLA, SKIPCONV_JAX_ISA=avx512|avx2|portable, SKIPCONV_JAX_NUM_THREADS=n)"
+    )
+
+
+class profile:
+    """Context in which each call times its operations; `seconds()` are those of the last call."""
+
+    def __enter__(self) -> "profile":
+        load().skipconv_profile(1, None, 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        load().skipconv_profile(0, None, 0)
+
+    def seconds(self) -> np.ndarray:
+        """Seconds per operation of the program that ran last."""
+        n = load().skipconv_profile(1, None, 0)
+        out = np.zeros(n)
+        load().skipconv_profile(1, out.ctypes.data_as(ctypes.POINTER(ctypes.c_double)), n)
+        return out
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.seconds())

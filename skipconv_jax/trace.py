@@ -27,6 +27,8 @@ ENTERED = {
     "custom_vjp_call": "call_jaxpr",
 }
 REMAT = ("remat", "remat2", "checkpoint")
+# What the count of a convolution in a body that may run any number of times means.
+_COUNTED = {"while": "counted for one turn of the loop", "cond": "every branch counted"}
 _COLLECTIONS = ("params",)
 _KERNEL_LEAVES = ("kernel", "weight", "w", "value", "raw_value")
 
@@ -148,6 +150,7 @@ class _Walk:
         self.streams = streams
         self.sites: list[Site] = []
         self._uses: Counter[str] = Counter()
+        self._taken: set[str] = set()
 
     def run(
         self, jaxpr: jex.Jaxpr, consts: Sequence[_Value], inputs: Sequence[_Value], note: str = ""
@@ -229,19 +232,28 @@ class _Walk:
                     for v in inner.invars
                 ]
                 if inner.primitive.name == _CONV:
-                    reason = f"inside `{inside}`"
-                    self.sites.append(self._site(inner, at[1], loops, reason, ""))
+                    note = _COUNTED.get(eqn.primitive.name, "")
+                    self.sites.append(self._site(inner, at[1], loops, f"inside `{inside}`", note))
                 else:
                     self._hidden(inner, at, inside, loops)
                 origin = _origin(inner, at)
                 env.update({v: _Value(None, True, origin) for v in inner.outvars})
 
+    def _name(self, origin: str) -> str:
+        """The kernel's name, with the number of the call from the second on."""
+        while True:
+            use = self._uses[origin]
+            self._uses[origin] += 1
+            name = f"{origin}@{use}" if use else origin
+            # A module may itself be called `a@1`.
+            if name not in self._taken:
+                self._taken.add(name)
+                return name
+
     def _site(
         self, eqn: jex.JaxprEqn, kernel: _Value, times: int, dense_because: str, note: str
     ) -> Site:
-        name = kernel.origin or "constant"
-        use = self._uses[name]
-        self._uses[name] += 1
+        name = self._name(kernel.origin or ("dynamic" if kernel.on_frame else "constant"))
         numbers, (x, w) = eqn.params["dimension_numbers"], (_aval(v) for v in eqn.invars)
         in_shape = tuple(x.shape[a] for a in _channels_last(numbers.lhs_spec))
         kernel_shape = tuple(w.shape[a] for a in _kernel_order(numbers.rhs_spec))
@@ -257,7 +269,7 @@ class _Walk:
         macs = math.prod(side) * math.prod(kernel_shape[:-1]) * times
         images = out_shape[0] * times
         return Site(
-            name=f"{name}@{use}" if use else name,
+            name=name,
             conv=conv,
             calls=max(images // self.streams, 1),
             macs=macs // self.streams,

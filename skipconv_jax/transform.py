@@ -34,6 +34,15 @@ class Rule:
     policy: Policy | None = None
     implementation: str | None = None
 
+    def __post_init__(self) -> None:
+        for name, value, kind in (("gate", self.gate, Gate), ("policy", self.policy, Policy)):
+            wrong = isinstance(value, type) or not isinstance(value, kind)
+            if wrong and not (name == "policy" and value is None):
+                raise ValueError(
+                    f"`{name}` (={value!r}) must be an instance of a {name}; use e.g. "
+                    "InputNormGate(1e-2) or Previous()."
+                )
+
 
 @dataclasses.dataclass(frozen=True)
 class SkipNet:
@@ -75,6 +84,7 @@ class SkipNet:
                 **_geometry(conv),
                 gate=rule.gate,
                 policy=rule.policy,
+                streams=number_of_streams(x),
             )
         return {"model": variables, "gates": gates}, state
 
@@ -90,7 +100,8 @@ class SkipNet:
           params: `{'model': variables, 'gates': {name: parameters}}`.
           state: from `init` or the previous frame.
           x: the frame, B streams.
-          *args: further arguments of `fn`, such as dropout keys.
+          *args: further arguments of `fn`, such as dropout keys. Arrays: they are traced, so bind
+            Python flags into `fn` instead (`functools.partial`).
           rng: key for sampling gates, which means training; None for inference.
 
         Raises:
@@ -107,13 +118,11 @@ class SkipNet:
         Args:
           state: of the network.
           streams: `(B,)` bool.
+
+        Raises:
+          ValueError: flags of another shape or dtype.
         """
-        if streams is None:
-            return {name: layer.reset() for name, layer in state.items()}
-        return {
-            name: layer.reset(jnp.repeat(streams, max(layer.fresh.shape[0] // streams.shape[0], 1)))
-            for name, layer in state.items()
-        }
+        return {name: layer.reset(streams) for name, layer in state.items()}
 
     def table(self, variables: Any, x: Any, *args: Any) -> macs.Table:
         """Every convolution of the network with its MACs, skipped or dense and why.

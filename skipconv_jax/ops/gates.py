@@ -81,10 +81,13 @@ class _NormGate:
         return {"threshold": jnp.asarray(self.threshold, jnp.float32)}
 
     def fire(self, params: GateParams, scores: jax.Array, rng: jax.Array | None) -> jax.Array:
-        """1 where the norm exceeds eps: round(sigmoid(norm - eps)). Not differentiable."""
+        """1 where the norm exceeds eps: round(sigmoid(norm - eps)). Not differentiable.
+
+        NaN fires, so that a broken frame shows in the output instead of being skipped.
+        """
         del rng
         threshold = params["threshold"].astype(scores.dtype)
-        return lax.stop_gradient(scores > threshold).astype(scores.dtype)
+        return lax.stop_gradient(~(scores <= threshold)).astype(scores.dtype)
 
     def macs(self, conv: Conv) -> int:
         """0: a norm gate adds and compares, it multiplies nothing."""

@@ -6,6 +6,7 @@ layout: inputs `(B, *spatial, Ci)`, kernels `(*window, Ci / groups, Co)`.
 
 import dataclasses
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,10 +22,14 @@ _SPATIAL_LETTERS = {1: "W", 2: "HW", 3: "DHW"}
 
 
 def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    values = (value,) * rank if isinstance(value, int) else tuple(int(v) for v in value)
+    try:
+        given = value if isinstance(value, Sequence) else (operator.index(value),) * rank
+        values = tuple(operator.index(v) for v in given)
+    except TypeError:
+        values = ()
     if len(values) != rank or any(v < 1 for v in values):
         raise ValueError(
-            f"`{name}` (={value}) must be a positive integer, or one for each of the "
+            f"`{name}` (={value!r}) must be a positive integer, or one for each of the "
             f"{rank} spatial axes."
         )
     return values
@@ -38,13 +43,18 @@ def _explicit_padding(padding: Padding, rank: int) -> tuple[tuple[int, int], ...
                 "(low, high) pair per spatial axis."
             )
         return padding.upper()
-    if isinstance(padding, int):
-        return ((padding, padding),) * rank
-    pairs = tuple((p, p) if isinstance(p, int) else tuple(int(v) for v in p) for p in padding)
+    try:
+        given: Any = padding if isinstance(padding, Sequence) else (padding,) * rank
+        pairs = tuple(
+            tuple(operator.index(v) for v in (p if isinstance(p, Sequence) else (p, p)))
+            for p in given
+        )
+    except TypeError:
+        pairs = ()
     if len(pairs) != rank or any(len(p) != 2 for p in pairs):
         raise ValueError(
-            f"`padding` (={padding}) must give a (low, high) pair for each of the {rank} "
-            "spatial axes."
+            f"`padding` (={padding!r}) must give a (low, high) pair of integers for each of the "
+            f"{rank} spatial axes."
         )
     return pairs  # type: ignore[return-value]
 
@@ -105,7 +115,17 @@ class Conv:
             )
         *window, kernel_in, out_channels = (int(d) for d in kernel_shape)
         in_channels, in_spatial = int(x_shape[-1]), tuple(int(d) for d in x_shape[1:-1])
-        if groups < 1 or in_channels % groups or out_channels % groups:
+        if min(*x_shape, *kernel_shape) < 1:
+            raise ValueError(
+                f"`x` (shape {tuple(x_shape)}) and `kernel` (shape {tuple(kernel_shape)}) must not "
+                "have empty axes; give at least one stream, position and channel."
+            )
+        if (
+            not isinstance(groups, int)
+            or groups < 1
+            or in_channels % groups
+            or out_channels % groups
+        ):
             raise ValueError(
                 f"`groups` (={groups}) must divide the input channels (={in_channels}) and the "
                 f"output channels (={out_channels})."

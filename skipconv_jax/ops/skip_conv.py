@@ -1,5 +1,6 @@
 """One skipped convolution as a pure function of parameters, state and frame (Eq. 3)."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ def init_state(
     precision: Any = None,
     gate: Gate | None = None,
     policy: Policy | None = None,
+    streams: int | None = None,
 ) -> SkipState:
     """State of streams that have seen no frame: all zeros, every stream fresh.
 
@@ -40,26 +42,41 @@ def init_state(
       precision: likewise.
       gate: likewise.
       policy: likewise.
+      streams: B where `x` holds several images of each stream, one stream after the other;
+        by default every image is a stream.
 
     Returns:
       A `SkipState` for B streams.
+
+    Raises:
+      ValueError: shapes that do not fit each other.
     """
     gate, policy = gate or InputNormGate(), policy or Previous()
     conv = Conv.make(
         x.shape,
-        params["kernel"].shape,
+        _kernel(params).shape,
         strides=strides,
         padding=padding,
         dilation=dilation,
         groups=groups,
         precision=precision,
     )
-    streams, dtype = x.shape[0], accumulation_dtype(x.dtype)
+    images = x.shape[0]
+    streams = images if streams is None else streams
+    if streams < 1 or images % streams:
+        raise ValueError(
+            f"`streams` (={streams}) must be at least 1 and divide the images in `x` (={images})."
+        )
+    return _blank_state(x, conv, gate, policy, streams)
+
+
+def _blank_state(x: jax.Array, conv: Conv, gate: Gate, policy: Policy, streams: int) -> SkipState:
+    images, dtype = x.shape[0], accumulation_dtype(x.dtype)
     return SkipState(
         reference=policy.init(jnp.zeros(x.shape, x.dtype), conv, gate),
-        output=jnp.zeros((streams, *conv.out_spatial, conv.out_channels), dtype),
+        output=jnp.zeros((images, *conv.out_spatial, conv.out_channels), dtype),
         fresh=jnp.ones((streams,), jnp.bool_),
-        fired=jnp.zeros((streams, *conv.grid(gate.block)), dtype),
+        fired=jnp.zeros((images, *conv.grid(gate.block)), dtype),
     )
 
 
@@ -105,11 +122,12 @@ def skip_conv(
       `z_t` `(B, *out_spatial, Co)` in the dtype of `x`, and the state for the next frame.
 
     Raises:
-      ValueError: shapes that do not fit each other, or a state made for another frame size.
+      ValueError: shapes or dtypes that do not fit each other, parameters that the gate does not
+        take, or a state made for another frame, gate or policy.
       NotImplementedError: a named implementation that does not take the case.
     """
     gate, policy = gate or InputNormGate(), policy or Previous()
-    kernel, bias = params["kernel"], params.get("bias")
+    kernel, bias = _kernel(params), params.get("bias")
     conv = Conv.make(
         x.shape,
         kernel.shape,
@@ -119,12 +137,15 @@ def skip_conv(
         groups=groups,
         precision=precision,
     )
-    _check(params, state, x, conv, gate)
-    gate_params = params["gate"] if "gate" in params else gate.init(None, conv)
+    _check_arrays(kernel, bias, x, conv)
+    _check_state(state, x, conv, gate, policy)
+    gate_params = _gate_params(params, gate, conv)
+    # One flag per image: the images of a stream follow one another.
+    fresh = jnp.repeat(state.fresh, x.shape[0] // state.fresh.shape[0])
 
-    scores = policy.scores(gate, gate_params, state.reference, x, state.fresh, kernel, conv)
+    scores = policy.scores(gate, gate_params, state.reference, x, fresh, kernel, conv)
     fired = gate.fire(gate_params, scores, rng).astype(state.fired.dtype)
-    fired = jnp.where(per_stream(state.fresh, fired), jnp.ones((), fired.dtype), fired)
+    fired = jnp.where(per_stream(fresh, fired), jnp.ones((), fired.dtype), fired)
     compute = functools.partial(
         masked_conv,
         conv=conv,
@@ -132,8 +153,8 @@ def skip_conv(
         # Sampling means training, whose backward pass is dense: so is the cheapest forward pass.
         implementation=implementation or (None if rng is None else "reference"),
     )
-    base = _kept_output(policy.kept(state.reference, state.output), state.fresh, bias)
-    operand, mask = policy.residual(state.reference, x, state.fresh), fired
+    base = _kept_output(policy.kept(state.reference, state.output), fresh, bias)
+    operand, mask = policy.residual(state.reference, x, fresh), fired
     if state.stale is not None:
         # Nothing can be added to a stale output: it is recomputed from the frame by any policy.
         fired = jnp.where(state.stale, jnp.ones((), fired.dtype), fired)
@@ -144,7 +165,7 @@ def skip_conv(
             mask = fired * (1 - stale)
     output = compute(operand, kernel, bias, base, mask, recompute=policy.recomputes)
     reference = policy.update(
-        state.reference, x, scores, fired, conv, gate, output=output, fresh=state.fresh
+        state.reference, x, scores, fired, conv, gate, output=output, fresh=fresh
     )
     new_state = SkipState(reference, output, jnp.zeros_like(state.fresh), fired)
     return output.astype(x.dtype), new_state
@@ -158,18 +179,70 @@ def _kept_output(kept: jax.Array, fresh: jax.Array, bias: jax.Array | None) -> j
     return jnp.where(per_stream(fresh, kept), start, kept)
 
 
-def _check(params: Params, state: SkipState, x: jax.Array, conv: Conv, gate: Gate) -> None:
+def _kernel(params: Params) -> jax.Array:
+    if "kernel" not in params:
+        raise ValueError(
+            f"`params` (keys {sorted(params)}) must hold 'kernel'; 'bias' and 'gate' are optional."
+        )
+    return params["kernel"]
+
+
+def _gate_params(params: Params, gate: Gate, conv: Conv) -> Any:
+    """The gate's parameters, checked, or those it starts with."""
+    if "gate" not in params:
+        return gate.init(None, conv)
+    given, expected = _shapes(params["gate"]), _gate_shapes(gate, conv)  # type: ignore[arg-type]
+    if given != expected:
+        raise ValueError(
+            f"`params['gate']` (shapes {given}) must be what {gate} takes here (shapes "
+            f"{expected}); make it with `gate.init`, or with the network's `init`."
+        )
+    return params["gate"]
+
+
+@functools.lru_cache(maxsize=4096)
+def _gate_shapes(gate: Gate, conv: Conv) -> dict[str, tuple[int, ...]]:
+    return _shapes(jax.eval_shape(lambda: gate.init(jax.random.key(0), conv)))
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    named, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in named}
+
+
+def _check_arrays(kernel: jax.Array, bias: jax.Array | None, x: jax.Array, conv: Conv) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"`x` (dtype {x.dtype}) must be floating point; convert frames before.")
-    expected = (x.shape[0], *conv.out_spatial, conv.out_channels)
-    grid = (x.shape[0], *conv.grid(gate.block))
-    if state.output.shape != expected or state.fired.shape != grid:
+    dtype = accumulation_dtype(x.dtype)
+    if not jnp.issubdtype(kernel.dtype, jnp.floating) or accumulation_dtype(kernel.dtype) != dtype:
         raise ValueError(
-            f"`state` (output {state.output.shape}, mask {state.fired.shape}) must match the frame "
-            f"and the gate (output {expected}, mask {grid}); make a new one with `init_state`."
+            f"`kernel` (dtype {kernel.dtype}) must be floating point and accumulate in {dtype} as "
+            f"`x` (dtype {x.dtype}) does; cast one of them."
         )
-    bias = params.get("bias")
     if bias is not None and bias.shape != (conv.out_channels,):
         raise ValueError(
             f"`bias` (shape {bias.shape}) must be ({conv.out_channels},), one per output."
         )
+
+
+def _check_state(state: SkipState, x: jax.Array, conv: Conv, gate: Gate, policy: Policy) -> None:
+    streams = state.fresh.shape[0]
+    expected = jax.eval_shape(
+        lambda: _blank_state(jnp.zeros(x.shape, x.dtype), conv, gate, policy, streams)
+    )
+    given, needed = _described(dataclasses.replace(state, stale=None)), _described(expected)
+    if given != needed or x.shape[0] % streams:
+        wrong = {k: given.get(k) for k in given | needed if given.get(k) != needed.get(k)}
+        right = {k: needed.get(k) for k in wrong}
+        raise ValueError(
+            f"`state` (with {wrong}) must match frame, gate and policy (which need {right}); make "
+            "a new one with `init_state`, or with the network's `init`."
+        )
+
+
+def _described(state: SkipState) -> dict[str, str]:
+    named, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {
+        jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        for path, leaf in named
+    }

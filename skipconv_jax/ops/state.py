@@ -13,10 +13,12 @@ class SkipState:
     """State of one convolution for B independent streams; a pytree of fixed structure.
 
     Attributes:
-      reference: the policy's past input; for `Previous` x_{t-1}, `(B, *spatial, Ci)`.
+      reference: the policy's past input; for `Previous` x_{t-1}, `(B, *spatial, Ci)`. Where a
+        network runs several images of each stream, B counts images; only `fresh` counts streams.
       output: z~_{t-1} with bias, before the non-linearity, `(B, *out_spatial, Co)`, in the
         accumulation dtype.
-      fresh: `(B,)` bool, True where the next frame is a reference frame and everything is computed.
+      fresh: `(B,)` bool, True where the next frame is a reference frame and everything is
+        computed; one flag per stream.
       fired: `(B, *grid)` the last mask in {0, 1} at block resolution, float so that the gate loss
         is differentiable.
       stale: `(B, *grid)` bool, blocks the next frame must compute whatever the gate says, because a
@@ -34,12 +36,16 @@ class SkipState:
 
         Args:
           streams: `(B,)` bool.
+
+        Raises:
+          ValueError: flags of another shape or dtype.
         """
         if streams is None:
             return dataclasses.replace(self, fresh=jnp.ones_like(self.fresh))
-        if streams.shape != self.fresh.shape or streams.dtype != jnp.bool_:
+        shape, dtype = jnp.shape(streams), jnp.result_type(streams)
+        if shape != self.fresh.shape or dtype != jnp.bool_:
             raise ValueError(
-                f"`streams` (shape {streams.shape}, {streams.dtype}) must be bool of shape "
+                f"`streams` (shape {shape}, {dtype}) must be a bool array of shape "
                 f"{self.fresh.shape}, one flag per stream."
             )
         return dataclasses.replace(self, fresh=self.fresh | streams)

@@ -1,0 +1,1 @@
+"""Data: readers, synthetic twins, augmentation, input pipelines; no TensorFlow anywhere."""

@@ -1,0 +1,100 @@
+"""One annotated clip of a person, wherever its frames come from."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import cv2
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class PoseClip:
+    """A clip of T frames of H x W pixels with one person.
+
+    Attributes:
+      name: `<class>/<clip>`.
+      joints: `(T, 15, 2)` float32, x then y, 0-based pixels.
+      visible: `(T, 15)` bool: annotated, and inside the image.
+      boxes: `(T, 4)` float32: x1, y1, x2, y2 of the person's mask, both corners inside it, 0-based.
+      height: of a frame in pixels.
+      width: of a frame in pixels.
+      encoded: `t -> bytes` of the PNG or JPEG of frame t, 0-based.
+      mirrorable: whether a mirrored frame is a valid one: not where colours tell left from right.
+    """
+
+    name: str
+    joints: np.ndarray
+    visible: np.ndarray
+    boxes: np.ndarray
+    height: int
+    width: int
+    encoded: Callable[[int], bytes] = dataclasses.field(repr=False, compare=False)
+    mirrorable: bool = True
+
+    @property
+    def length(self) -> int:
+        """Frames of the clip, T."""
+        return len(self.joints)
+
+    @property
+    def action(self) -> str:
+        """The class the clip belongs to."""
+        return self.name.partition("/")[0]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """`(T,)` float32: max(x2 - x1, y2 - y1), what PCK scales its limit with."""
+        return (self.boxes[:, 2:] - self.boxes[:, :2]).max(axis=1)
+
+    def frames(self, indices: Iterable[int]) -> np.ndarray:
+        """Decodes frames: `(n, H, W, 3)` uint8, RGB.
+
+        Raises:
+          ValueError: a frame is damaged or of another size than the clip.
+        """
+        times = [int(t) for t in indices]
+        out = np.empty((len(times), self.height, self.width, 3), np.uint8)
+        for i, t in enumerate(times):
+            image = decode_image(self.encoded(t), f"frame {t + 1} of {self.name}")
+            if image.shape != out.shape[1:]:
+                raise ValueError(
+                    f"Frame {t + 1} of {self.name} has shape {image.shape}, the clip has "
+                    f"{out.shape[1:]}; all frames of a clip must have one size."
+                )
+            out[i] = image
+        return out
+
+
+def decode_image(data: bytes, what: str) -> np.ndarray:
+    """Bytes of a PNG or JPEG to `(H, W, 3)` uint8, RGB.
+
+    Raises:
+      ValueError: the bytes are no whole image; `what` names them in the message.
+    """
+    if not is_whole_image(data):
+        raise ValueError(f"{what} is no PNG or JPEG, or is cut short; fetch the file again.")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ValueError(f"{what} cannot be decoded; fetch the file again.")
+    return image
+
+
+def is_whole_image(data: bytes) -> bool:
+    """Whether the bytes begin and end as a PNG or a JPEG does.
+
+    Decoders fill the missing part of a truncated file with grey and say nothing.
+    """
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data.rstrip(b"\0")[-8:-4] == b"IEND" or data[-8:-4] == b"IEND"
+    return data.startswith(b"\xff\xd8") and b"\xff\xd9" in data[-64:]
+
+
+def mask_boxes(masks: np.ndarray) -> np.ndarray:
+    """Tight boxes of masks `(T, H, W)`: `(T, 4)` float32, corners inside; NaN where empty."""
+    boxes = np.full((len(masks), 4), np.nan, np.float32)
+    columns: np.ndarray = np.any(masks, axis=1)
+    rows: np.ndarray = np.any(masks, axis=2)
+    for t in np.flatnonzero(np.any(columns, axis=1)):
+        x, y = np.flatnonzero(columns[t]), np.flatnonzero(rows[t])
+        boxes[t] = x[0], y[0], x[-1], y[-1]
+    return boxes

@@ -1,0 +1,1 @@
+"""Tasks: targets, losses, decoding and metrics. They know nothing of skipping."""

@@ -138,6 +138,17 @@ class SkipNet:
             rows.append(macs.Row.make(site, gate))
         return macs.Table(tuple(rows), number_of_streams(x))
 
+    def layers(self, variables: Any, x: Any, *args: Any) -> dict[str, tuple[Site, Rule]]:
+        """Every Skip-Convolution of the network and how it is skipped, in the order of the trace.
+
+        Args:
+          variables: the network's own; shapes suffice (`jax.eval_shape`).
+          x: a frame of B streams; a shape suffices.
+          *args: further arguments of `fn`.
+        """
+        plan = self._plan(self._sites(variables, x, args))
+        return {site.name: (site, rule) for site, rule in plan if rule is not None}
+
     def rule_for(self, site: Site) -> Rule | None:
         """The first rule whose pattern matches, or the default; None means dense."""
         if site.dense_because:

@@ -14,19 +14,18 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 
+from skipconv_jax.jaxprs import (
+    CALLS,
+    CHECKPOINTS,
+    CONV,
+    aval,
+    bind,
+    channels_last,
+    has_conv,
+    window_first,
+)
 from skipconv_jax.ops.geometry import Conv
 
-_CONV = "conv_general_dilated"
-# Calls whose body is evaluated in place; the parameter that holds the body.
-ENTERED = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
-REMAT = ("remat", "remat2", "checkpoint")
 # What the count of a convolution in a body that may run any number of times means.
 _COUNTED = {"while": "counted for one turn of the loop", "cond": "every branch counted"}
 _COLLECTIONS = ("params",)
@@ -167,15 +166,15 @@ class _Walk:
 
     def _equation(self, eqn: jex.JaxprEqn, inputs: list[_Value], note: str) -> list[_Value]:
         primitive = eqn.primitive.name
-        if primitive == _CONV:
+        if primitive == CONV:
             return [self._convolution(eqn, inputs, note)]
-        if _has_conv(eqn):
-            if primitive in REMAT:
+        if has_conv(eqn):
+            if primitive in CHECKPOINTS:
                 return self._remat(eqn, inputs, note)
-            if primitive in ENTERED:
+            if primitive in CALLS:
                 if primitive.startswith("custom"):
                     note = f"{primitive}: differentiated through its body"
-                body = eqn.params[ENTERED[primitive]]
+                body = eqn.params[CALLS[primitive]]
                 return self.run(body.jaxpr, [_Value(c) for c in body.consts], inputs, note)
             self._hidden(eqn, inputs, primitive, 1)
         return _bind(eqn, inputs)
@@ -205,15 +204,15 @@ class _Walk:
         self.sites.append(site)
         if site.dense_because:
             return _bind(eqn, inputs)[0]
-        numbers, out = eqn.params["dimension_numbers"], _aval(eqn.outvars[0])
+        numbers, out = eqn.params["dimension_numbers"], aval(eqn.outvars[0])
         z = self.visit(
             site,
-            x.array.transpose(_channels_last(numbers.lhs_spec)),
-            kernel.array.transpose(_kernel_order(numbers.rhs_spec)),
+            x.array.transpose(channels_last(numbers.lhs_spec)),
+            kernel.array.transpose(window_first(numbers.rhs_spec)),
         )
         if z is None:
             return _bind(eqn, inputs)[0]
-        order = _channels_last(numbers.out_spec)
+        order = channels_last(numbers.out_spec)
         inverse = [order.index(axis) for axis in range(len(order))]
         return _Value(z.astype(out.dtype).transpose(inverse), True)
 
@@ -231,7 +230,7 @@ class _Walk:
                     else _Value(None)
                     for v in inner.invars
                 ]
-                if inner.primitive.name == _CONV:
+                if inner.primitive.name == CONV:
                     note = _COUNTED.get(eqn.primitive.name, "")
                     self.sites.append(self._site(inner, at[1], loops, f"inside `{inside}`", note))
                 else:
@@ -254,11 +253,11 @@ class _Walk:
         self, eqn: jex.JaxprEqn, kernel: _Value, times: int, dense_because: str, note: str
     ) -> Site:
         name = self._name(kernel.origin or ("dynamic" if kernel.on_frame else "constant"))
-        numbers, (x, w) = eqn.params["dimension_numbers"], (_aval(v) for v in eqn.invars)
-        in_shape = tuple(x.shape[a] for a in _channels_last(numbers.lhs_spec))
-        kernel_shape = tuple(w.shape[a] for a in _kernel_order(numbers.rhs_spec))
-        out = _aval(eqn.outvars[0]).shape
-        out_shape = tuple(out[a] for a in _channels_last(numbers.out_spec))
+        numbers, (x, w) = eqn.params["dimension_numbers"], (aval(v) for v in eqn.invars)
+        in_shape = tuple(x.shape[a] for a in channels_last(numbers.lhs_spec))
+        kernel_shape = tuple(w.shape[a] for a in window_first(numbers.rhs_spec))
+        out = aval(eqn.outvars[0]).shape
+        out_shape = tuple(out[a] for a in channels_last(numbers.out_spec))
         conv = None if dense_because else _geometry(eqn, in_shape, kernel_shape)
         # Zeros that input dilation inserts are no work: count from the input's side there.
         side = (
@@ -282,18 +281,9 @@ class _Walk:
         )
 
 
-def _aval(atom: Any) -> Any:
-    """Abstract value of a variable or literal; those met here are arrays."""
-    return atom.aval
-
-
 def _bind(eqn: jex.JaxprEqn, inputs: list[_Value]) -> list[_Value]:
     """The equation as it was."""
-    bound = eqn.primitive.get_bind_params(eqn.params)
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)
-    with eqn.ctx.manager:
-        out = eqn.primitive.bind(*functions, *(v.array for v in inputs), **params)
-    arrays = out if eqn.primitive.multiple_results else [out]
+    arrays = bind(eqn, [v.array for v in inputs])
     on_frame, origin = any(v.on_frame for v in inputs), _origin(eqn, inputs)
     return [_Value(a, on_frame, origin) for a in arrays]
 
@@ -303,7 +293,7 @@ def _origin(eqn: jex.JaxprEqn, inputs: Sequence[_Value]) -> str | None:
     if any(v.on_frame for v in inputs if v.array is not None):
         return None
     sized = [
-        (math.prod(_aval(atom).shape), -i, v.origin)
+        (math.prod(aval(atom).shape), -i, v.origin)
         for i, (atom, v) in enumerate(zip(eqn.invars, inputs, strict=True))
         if v.origin
     ]
@@ -313,7 +303,7 @@ def _origin(eqn: jex.JaxprEqn, inputs: Sequence[_Value]) -> str | None:
 def _why_dense(eqn: jex.JaxprEqn, inputs: list[_Value], streams: int) -> str:
     x, kernel = inputs
     params = eqn.params
-    x_aval = _aval(eqn.invars[0])
+    x_aval = aval(eqn.invars[0])
     images = x_aval.shape[params["dimension_numbers"].lhs_spec[0]]
     if kernel.on_frame:
         return "its kernel depends on the frame"
@@ -342,22 +332,4 @@ def _geometry(eqn: jex.JaxprEqn, in_shape: tuple[int, ...], kernel_shape: tuple[
         dilation=params["rhs_dilation"],
         groups=params["feature_group_count"],
         precision=params["precision"],
-    )
-
-
-def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
-    """Axes of a (batch, feature, *spatial) spec in channels-last order."""
-    return (spec[0], *spec[2:], spec[1])
-
-
-def _kernel_order(spec: Sequence[int]) -> tuple[int, ...]:
-    """Axes of an (out, in, *window) spec in (*window, in, out) order."""
-    return (*spec[2:], spec[1], spec[0])
-
-
-def _has_conv(eqn: jex.JaxprEqn) -> bool:
-    return any(
-        inner.primitive.name == _CONV or _has_conv(inner)
-        for body in jex.jaxprs_in_params(eqn.params)
-        for inner in body.eqns
     )

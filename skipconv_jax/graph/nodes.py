@@ -1,0 +1,155 @@
+"""The operations of a folded network, and the graph they form."""
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import jax
+import numpy as np
+
+from skipconv_jax.ops.geometry import Conv
+
+Ref = int
+ACTIVATIONS = ("none", "relu", "relu6", "swish", "logistic", "tanh")
+UNARY = ("relu", "relu6", "swish", "logistic", "tanh", "exp", "abs", "sqrt", "rsqrt", "integer_pow")
+BINARY = ("add", "sub", "mul", "div", "max", "min")
+
+
+@dataclasses.dataclass
+class Node:
+    """One operation; `output` is the number of the tensor it makes."""
+
+    inputs: tuple[Ref, ...]
+    output: Ref
+
+
+@dataclasses.dataclass
+class ConvNode(Node):
+    """act(conv(x) + bias + residual).
+
+    Attributes:
+      name: of the convolution, as `skip` names it.
+      conv: geometry.
+      kernel: `(*window, Ci / groups, Co)` float32, what follows it folded in.
+      bias: `(Co,)` or None.
+      weights_mean: mean |w| of the kernel before folding, for the Output-Norm gate.
+      weights_sum: its sum.
+      scale: `(Co,)` or None, what was folded into the kernel.
+      residual: tensor added before the activation, also the last of `inputs`.
+      act: activation after it.
+    """
+
+    name: str
+    conv: Conv
+    kernel: np.ndarray
+    bias: np.ndarray | None
+    weights_mean: float
+    weights_sum: float
+    scale: np.ndarray | None = None
+    residual: Ref | None = None
+    act: str = "none"
+
+
+@dataclasses.dataclass
+class SumNode(Node):
+    """act(sum of the inputs), each upsampled (nearest) by an integer factor first."""
+
+    factors: tuple[int, ...]
+    act: str = "none"
+
+
+@dataclasses.dataclass
+class AffineNode(Node):
+    """scale * x + shift, each a scalar `()` or per channel `(C,)`."""
+
+    scale: np.ndarray
+    shift: np.ndarray
+
+
+@dataclasses.dataclass
+class UnaryNode(Node):
+    """An element-wise function, one of `UNARY`; `power` for 'integer_pow'."""
+
+    fn: str
+    power: int = 1
+
+
+@dataclasses.dataclass
+class BinaryNode(Node):
+    """An element-wise function of two tensors, one of `BINARY`; unit axes broadcast."""
+
+    fn: str
+
+
+@dataclasses.dataclass
+class UpsampleNode(Node):
+    """Nearest upsampling by an integer factor on every spatial axis."""
+
+    factor: int
+
+
+@dataclasses.dataclass
+class PoolNode(Node):
+    """'max' or 'sum' over windows; padding (low, high) of -inf or 0."""
+
+    fn: str
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass
+class SpatialSumNode(Node):
+    """Sum over all spatial axes; `(B, C)`, or `(B, 1, 1, C)` after a reshape."""
+
+
+@dataclasses.dataclass
+class ConcatNode(Node):
+    """Concatenation along channels."""
+
+
+@dataclasses.dataclass
+class ReshapeNode(Node):
+    """A reshape that only adds or drops unit spatial axes."""
+
+
+@dataclasses.dataclass
+class OtherNode(Node):
+    """An equation without a rule. `operands` holds tensor numbers (as `Ref`) and constants.
+
+    Attributes:
+      eqn: the equation.
+      operands: per operand a tensor number, or a constant array.
+      outputs: all tensors it makes; `output` is the first.
+      name: of the convolution, where it is one.
+    """
+
+    eqn: Any
+    operands: tuple[Any, ...]
+    outputs: tuple[Ref, ...]
+    name: str = ""
+
+
+@dataclasses.dataclass
+class Graph:
+    """Nodes in order of evaluation.
+
+    Attributes:
+      nodes: operations.
+      inputs: tensor numbers of the frame's arrays.
+      outputs: per output array a tensor number, or a constant array.
+      tree: structure of the output.
+      avals: shape and dtype of every tensor.
+    """
+
+    nodes: list[Node]
+    inputs: list[Ref]
+    outputs: list[Any]
+    tree: Any
+    avals: dict[Ref, jax.ShapeDtypeStruct]
+
+    def uses(self) -> Counter[Ref]:
+        """How often each tensor is read."""
+        counts: Counter[Ref] = Counter(r for node in self.nodes for r in node.inputs)
+        counts.update(r for r in self.outputs if isinstance(r, int))
+        return counts

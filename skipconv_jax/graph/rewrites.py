@@ -1,0 +1,184 @@
+"""Folding: each rewrite replaces a node and what it reads by one node, until none is left."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from skipconv_jax.graph.nodes import (
+    ACTIVATIONS,
+    AffineNode,
+    BinaryNode,
+    ConvNode,
+    Graph,
+    Node,
+    OtherNode,
+    Ref,
+    SumNode,
+    UnaryNode,
+    UpsampleNode,
+)
+
+
+def drop_unused(graph: Graph) -> None:
+    """Removes nodes whose tensors nobody reads."""
+    while True:
+        uses = graph.uses()
+        kept = [n for n in graph.nodes if any(uses[r] for r in _made_by(n))]
+        if len(kept) == len(graph.nodes):
+            return
+        graph.nodes = kept
+
+
+def _made_by(node: Node) -> tuple[Ref, ...]:
+    return node.outputs if isinstance(node, OtherNode) else (node.output,)
+
+
+class _Index:
+    """Who makes a tensor, and whether only one node reads it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._makers = {r: n for n in graph.nodes for r in _made_by(n)}
+        self._uses = graph.uses()
+
+    def sole(self, ref: Ref, kind: type[Node] | tuple[type[Node], ...]) -> Any:
+        """The maker of a tensor, if it is of this kind and has one reader."""
+        maker = self._makers.get(ref)
+        return maker if isinstance(maker, kind) and self._uses[ref] == 1 else None
+
+
+def _rewrite(graph: Graph, change: Callable[[Node, _Index], Node | None]) -> None:
+    """Replaces nodes in place, one at a time, until `change` finds no more."""
+    at = 0
+    index = _Index(graph)
+    while at < len(graph.nodes):
+        new = change(graph.nodes[at], index)
+        if new is None:
+            at += 1
+            continue
+        graph.nodes[at] = new
+        # What was merged into the new node makes the same tensor, or one nobody reads now.
+        graph.nodes[:at] = [n for n in graph.nodes[:at] if n is not new and n.output != new.output]
+        drop_unused(graph)
+        at, index = graph.nodes.index(new), _Index(graph)
+
+
+def _swish(graph: Graph) -> None:
+    """x * logistic(x)."""
+
+    def change(node: Node, index: _Index) -> Node | None:
+        if not isinstance(node, BinaryNode) or node.fn != "mul":
+            return None
+        for x, gate in (node.inputs, node.inputs[::-1]):
+            maker = index.sole(gate, UnaryNode)
+            if maker and maker.fn == "logistic" and maker.inputs == (x,):
+                return UnaryNode((x,), node.output, "swish")
+        return None
+
+    _rewrite(graph, change)
+
+
+def _compose_affine(graph: Graph) -> None:
+    """Two affine maps in a row are one."""
+
+    def change(node: Node, index: _Index) -> Node | None:
+        if not isinstance(node, AffineNode):
+            return None
+        inner = index.sole(node.inputs[0], AffineNode)
+        if inner is None:
+            return None
+        scale, shift = node.scale * inner.scale, node.scale * inner.shift + node.shift
+        return AffineNode(inner.inputs, node.output, scale, shift)
+
+    _rewrite(graph, change)
+
+
+def _fold_affine(graph: Graph) -> None:
+    """A convolution takes the affine map of its output into kernel and bias."""
+
+    def change(node: Node, index: _Index) -> Node | None:
+        if not isinstance(node, AffineNode):
+            return None
+        conv = index.sole(node.inputs[0], ConvNode)
+        if conv is None:
+            return None
+        channels = (conv.conv.out_channels,)
+        scale = np.broadcast_to(node.scale, channels)
+        bias = np.broadcast_to(node.shift, channels)
+        if conv.bias is not None:
+            bias = conv.bias * scale + bias
+        before = 1 if conv.scale is None else conv.scale
+        return dataclasses.replace(
+            conv, output=node.output, kernel=conv.kernel * scale, bias=bias, scale=before * scale
+        )
+
+    _rewrite(graph, change)
+
+
+def _sums(graph: Graph) -> None:
+    """Trees of additions become one sum, upsampling of its inputs included."""
+
+    def change(node: Node, index: _Index) -> Node | None:
+        if isinstance(node, BinaryNode) and node.fn == "add":
+            left, right = (graph.avals[r].shape for r in node.inputs)
+            return SumNode(node.inputs, node.output, (1, 1)) if left == right else None
+        if not isinstance(node, SumNode):
+            return None
+        for i, (ref, factor) in enumerate(zip(node.inputs, node.factors, strict=True)):
+            inner = index.sole(ref, (SumNode, UpsampleNode))
+            if inner is None or factor != 1:
+                continue
+            factors = (inner.factor,) if isinstance(inner, UpsampleNode) else inner.factors
+            return SumNode(
+                (*node.inputs[:i], *inner.inputs, *node.inputs[i + 1 :]),
+                node.output,
+                (*node.factors[:i], *factors, *node.factors[i + 1 :]),
+            )
+        return None
+
+    _rewrite(graph, change)
+
+
+def _activations(graph: Graph) -> None:
+    """Convolutions and sums take the activation that follows them."""
+
+    def change(node: Node, index: _Index) -> Node | None:
+        if not isinstance(node, UnaryNode) or node.fn not in ACTIVATIONS:
+            return None
+        before = index.sole(node.inputs[0], (ConvNode, SumNode))
+        if before is None or before.act != "none":
+            return None
+        return dataclasses.replace(before, output=node.output, act=node.fn)
+
+    _rewrite(graph, change)
+
+
+def _residuals(graph: Graph) -> None:
+    """The later of two summed convolutions takes the other input as its residual."""
+
+    def change(node: Node, index: _Index) -> Node | None:
+        if not isinstance(node, SumNode) or node.factors != (1, 1):
+            return None
+        makers = [(index.sole(r, ConvNode), r) for r in node.inputs]
+        free = [
+            (graph.nodes.index(conv), i)
+            for i, (conv, _) in enumerate(makers)
+            if conv is not None and conv.act == "none" and conv.residual is None
+        ]
+        if not free or node.inputs[0] == node.inputs[1]:
+            return None
+        i = max(free)[1]
+        conv, other = makers[i][0], node.inputs[1 - i]
+        return dataclasses.replace(
+            conv,
+            inputs=(*conv.inputs, other),
+            output=node.output,
+            residual=other,
+            act=node.act,
+        )
+
+    _rewrite(graph, change)
+
+
+REWRITES = (_swish, _compose_affine, _fold_affine, _sums, _activations, _residuals)

@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,19 @@ class Rule:
                 )
 
 
+@runtime_checkable
+class RuleBook(Protocol):
+    """Rules that know which network they were made for, such as a calibrated plan."""
+
+    def rules(self) -> Sequence[tuple[str, Rule | None]]:
+        """(pattern, rule) pairs, as `skip` takes them."""
+        ...
+
+    def check(self, sites: Sequence[Site]) -> None:
+        """Raises ValueError, naming what differs, for the convolutions of another network."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class SkipNet:
     """A skipped network: pure functions of parameters, state and frame. Made by `skip`."""
@@ -51,6 +64,7 @@ class SkipNet:
     fn: Callable[..., Any]
     rules: tuple[tuple[str, Rule | None], ...]
     default: Rule
+    book: RuleBook | None = None
 
     def init(
         self, variables: Any, x: Any, *args: Any, key: jax.Array | None = None
@@ -179,6 +193,8 @@ class SkipNet:
 
     def _plan(self, sites: Sequence[Site]) -> list[tuple[Site, Rule | None]]:
         """Each convolution with its rule; refuses patterns that match nothing."""
+        if self.book is not None:
+            self.book.check(sites)
         for pattern, _ in self.rules:
             names = [n for s in sites for n in (s.name, s.name.rpartition("@")[0])]
             if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
@@ -196,7 +212,7 @@ class SkipNet:
 
 def skip(
     fn: Callable[..., Any],
-    rules: Sequence[tuple[str, Rule | None]] = (),
+    rules: Sequence[tuple[str, Rule | None]] | RuleBook = (),
     *,
     gate: Gate | None = None,
     policy: Policy | None = None,
@@ -212,7 +228,7 @@ def skip(
       fn: pure function `fn(variables, x, *args)` of any library: Flax, Equinox, Haiku, bare JAX.
         `x` leads with the axis of independent streams.
       rules: (pattern, `Rule` or None) pairs; the first whose shell-style pattern matches the name
-        of a convolution (`stage4/*`) holds; None leaves it dense.
+        of a convolution (`stage4/*`) holds; None leaves it dense. Or a calibrated `Plan`.
       gate: for convolutions no rule names; `InputNormGate()` by default.
       policy: what residuals are taken against; `Previous()` (Eq. 3) by default.
       implementation: of the masked convolution; None picks one per convolution.
@@ -223,7 +239,9 @@ def skip(
     Raises:
       ValueError: a rule that is no (pattern, Rule or None) pair, or an unknown implementation.
     """
-    for entry in rules:
+    book = rules if isinstance(rules, RuleBook) else None
+    pairs = tuple(rules.rules() if isinstance(rules, RuleBook) else rules)
+    for entry in pairs:
         if (
             len(entry) != 2
             or not isinstance(entry[0], str)
@@ -232,13 +250,13 @@ def skip(
             raise ValueError(
                 f"`rules` entry {entry!r} must be a (pattern, Rule(...)) or (pattern, None) pair."
             )
-    for name in (implementation, *(r.implementation for _, r in rules if r is not None)):
+    for name in (implementation, *(r.implementation for _, r in pairs if r is not None)):
         if name is not None and name not in IMPLEMENTATIONS:
             raise ValueError(
                 f"`implementation` (={name!r}) must be one of {IMPLEMENTATIONS}, or None."
             )
     default = Rule(gate or InputNormGate(), policy or Previous(), implementation)
-    return SkipNet(fn, tuple(rules), default)
+    return SkipNet(fn, pairs, default, book)
 
 
 class _Skipper(Visitor):

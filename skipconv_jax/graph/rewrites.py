@@ -23,12 +23,14 @@ from skipconv_jax.graph.nodes import (
 
 def drop_unused(graph: Graph) -> None:
     """Removes nodes whose tensors nobody reads."""
-    while True:
-        uses = graph.uses()
-        kept = [n for n in graph.nodes if any(uses[r] for r in _made_by(n))]
-        if len(kept) == len(graph.nodes):
-            return
-        graph.nodes = kept
+    uses = graph.uses()
+    kept = []
+    for node in reversed(graph.nodes):
+        if any(uses[r] for r in _made_by(node)):
+            kept.append(node)
+        else:
+            uses.subtract(node.inputs)
+    graph.nodes = kept[::-1]
 
 
 def _made_by(node: Node) -> tuple[Ref, ...]:
@@ -36,32 +38,54 @@ def _made_by(node: Node) -> tuple[Ref, ...]:
 
 
 class _Index:
-    """Who makes a tensor, and whether only one node reads it."""
+    """Who makes a tensor and where, and how many nodes read it; kept up to date by `replace`."""
 
     def __init__(self, graph: Graph) -> None:
         self._makers = {r: n for n in graph.nodes for r in _made_by(n)}
         self._uses = graph.uses()
+        self._places = {id(n): i for i, n in enumerate(graph.nodes)}
 
     def sole(self, ref: Ref, kind: type[Node] | tuple[type[Node], ...]) -> Any:
         """The maker of a tensor, if it is of this kind and has one reader."""
         maker = self._makers.get(ref)
         return maker if isinstance(maker, kind) and self._uses[ref] == 1 else None
 
+    def place(self, node: Node) -> int:
+        """Position of a node in the order of evaluation."""
+        return self._places[id(node)]
+
+    def replace(self, old: Node, new: Node) -> list[int]:
+        """Puts `new` in the place of `old`; returns the places of nodes nobody reads any more."""
+        self._uses.update(new.inputs)
+        at = self._places.pop(id(old))
+        unread = self._release(old)
+        self._places[id(new)] = at
+        self._makers[new.output] = new
+        return unread
+
+    def _release(self, node: Node) -> list[int]:
+        unread = []
+        for ref in node.inputs:
+            self._uses[ref] -= 1
+            maker = self._makers.get(ref)
+            if maker is None or id(maker) not in self._places:
+                continue
+            if not any(self._uses[r] for r in _made_by(maker)):
+                unread += [self._places.pop(id(maker)), *self._release(maker)]
+        return unread
+
 
 def _rewrite(graph: Graph, change: Callable[[Node, _Index], Node | None]) -> None:
-    """Replaces nodes in place, one at a time, until `change` finds no more."""
-    at = 0
+    """Replaces each node by what `change` makes of it, until it makes nothing more."""
     index = _Index(graph)
-    while at < len(graph.nodes):
-        new = change(graph.nodes[at], index)
-        if new is None:
-            at += 1
+    gone: set[int] = set()
+    for at in range(len(graph.nodes)):
+        if at in gone:
             continue
-        graph.nodes[at] = new
-        # What was merged into the new node makes the same tensor, or one nobody reads now.
-        graph.nodes[:at] = [n for n in graph.nodes[:at] if n is not new and n.output != new.output]
-        drop_unused(graph)
-        at, index = graph.nodes.index(new), _Index(graph)
+        while (new := change(graph.nodes[at], index)) is not None:
+            gone.update(index.replace(graph.nodes[at], new))
+            graph.nodes[at] = new
+    graph.nodes = [n for at, n in enumerate(graph.nodes) if at not in gone]
 
 
 def _swish(graph: Graph) -> None:
@@ -162,7 +186,7 @@ def _residuals(graph: Graph) -> None:
             return None
         makers = [(index.sole(r, ConvNode), r) for r in node.inputs]
         free = [
-            (graph.nodes.index(conv), i)
+            (index.place(conv), i)
             for i, (conv, _) in enumerate(makers)
             if conv is not None and conv.act == "none" and conv.residual is None
         ]

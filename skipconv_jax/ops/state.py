@@ -42,10 +42,10 @@ class SkipState:
         """
         if streams is None:
             return dataclasses.replace(self, fresh=jnp.ones_like(self.fresh))
-        shape, dtype = jnp.shape(streams), jnp.result_type(streams)
-        if shape != self.fresh.shape or dtype != jnp.bool_:
+        streams = jnp.asarray(streams)
+        if streams.shape != self.fresh.shape or streams.dtype != jnp.bool_:
             raise ValueError(
-                f"`streams` (shape {shape}, {dtype}) must be a bool array of shape "
+                f"`streams` (shape {streams.shape}, {streams.dtype}) must be bool of shape "
                 f"{self.fresh.shape}, one flag per stream."
             )
         return dataclasses.replace(self, fresh=self.fresh | streams)

@@ -3,32 +3,38 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 Dtype = Any
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Normal:
-    """Normal initialiser of deviation `stddev`, by default sqrt(2 / fan_out) (He et al., 2015).
+    """Normal initialiser of deviation `stddev`, else sqrt(gain / fan) (He et al., 2015).
 
-    fan_out = kh kw Co / groups, as PyTorch's `kaiming_normal_(mode="fan_out")` counts it for
-    `groups` = 1. The deviation is open to callers, so that `init_variables` can fill a whole
-    network from one draw.
+    fan is kh kw Co / groups ("out", the default), kh kw Ci / groups ("in") or their mean ("avg"),
+    as PyTorch and TensorFlow count them. The deviation is open to callers, so that `init_variables`
+    can fill a whole network from one draw.
     """
 
     stddev: float | None = None
+    gain: float = 2.0
+    fan: Literal["out", "in", "avg"] = "out"
+    groups: int = 1
 
     def std(self, shape: Sequence[int]) -> float:
-        """The deviation for a kernel of this shape, output channels last."""
+        """The deviation for a kernel (..., Ci / groups, Co)."""
         if self.stddev is not None:
             return self.stddev
         receptive = math.prod(shape[:-2])
-        return math.sqrt(2.0 / (receptive * shape[-1]))
+        fans = {"in": receptive * shape[-2], "out": receptive * shape[-1] / self.groups}
+        fans["avg"] = (fans["in"] + fans["out"]) / 2
+        return math.sqrt(self.gain / max(1.0, fans[self.fan]))
 
     def __call__(
         self, key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32
@@ -42,20 +48,28 @@ def conv(
     *,
     name: str,
     stride: int = 1,
+    groups: int = 1,
+    same: bool = False,
     bias: bool = False,
     dtype: Dtype = None,
-    kernel_init: Callable[..., jax.Array] | None = None,
+    kernel_init: Normal | None = None,
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros,
 ) -> nn.Conv:
-    """A square convolution with symmetric pads of kernel // 2: 'SAME' differs at stride 2."""
+    """A square convolution with symmetric pads of kernel // 2, or TensorFlow's if `same`.
+
+    The two differ at stride 2: on an even size 'SAME' pads the end only.
+    """
     pad = kernel // 2
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=(stride, stride),
-        padding=((pad, pad), (pad, pad)),
+        padding="SAME" if same else ((pad, pad), (pad, pad)),
+        feature_group_count=groups,
         use_bias=bias,
         dtype=dtype,
-        kernel_init=kernel_init or Normal(),
+        kernel_init=kernel_init or Normal(groups=groups),
+        bias_init=bias_init,
         name=name,
     )
 
@@ -69,6 +83,28 @@ def batch_norm(
         use_running_average=not train, momentum=1 - momentum, epsilon=epsilon, name=name
     )
     return norm(precise).astype(x.dtype)
+
+
+class Scope(nn.Module):
+    """Calls `body(*args)` with the modules it makes under this one's name: a path, not a layer.
+
+    A `body` that is a module's method must be `nn.nowrap`: Flax puts the others under their module.
+    """
+
+    @nn.compact
+    def __call__(self, body: Callable[..., T], *args: Any) -> T:
+        return body(*args)
+
+
+def under(path: str, body: Callable[..., T], *args: Any) -> T:
+    """`body(*args)` with the modules it makes under `path`, whose parts are divided by '/'.
+
+    Each first part once per parent: make a `Scope` and call it again where several calls share it.
+    """
+    head, _, rest = path.partition("/")
+    if rest:
+        return Scope(name=head)(under, rest, body, *args)
+    return Scope(name=head)(body, *args)
 
 
 class ConvBN(nn.Module):

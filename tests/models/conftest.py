@@ -1,7 +1,9 @@
 """What the tests of networks share: traced convolutions, reference packages, random variables."""
 
+import functools
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,15 @@ Row = dict[str, Any]
 def _list_convolutions(model: Any, shape: tuple[int, ...]) -> list[Row]:
     """One row per convolution call in the order of the trace, in the reference files' fields."""
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    jaxpr = jax.make_jaxpr(model.apply)(variables, x).jaxpr
-    paths = [
-        ".".join(key.key for key in path[1:-1])
-        for path, _ in jax.tree_util.tree_leaves_with_path(variables)
-    ]
-    names = dict(zip(jaxpr.invars[:-1], paths, strict=True))
+    # Initialisation returns the very variables its convolutions read: one trace tells both.
+    trace = jax.make_jaxpr(model.init_with_output, return_shape=True)
+    closed, shapes = trace(jax.random.key(0), x)
+    jaxpr, paths = closed.jaxpr, jax.tree_util.tree_leaves_with_path(shapes)
+    names = {
+        var: ".".join(key.key for key in path[2:-1])
+        for var, (path, _) in zip(jaxpr.outvars, paths, strict=True)
+        if path[0].idx == 1
+    }
 
     rows = []
     for eqn in jaxpr.eqns:
@@ -55,6 +59,12 @@ def _list_convolutions(model: Any, shape: tuple[int, ...]) -> list[Row]:
 def convolutions() -> Callable[..., list[Row]]:
     """`convolutions(model, (B, H, W, C))`: its convolution calls, traced, not computed."""
     return _list_convolutions
+
+
+@pytest.fixture(scope="session")
+def quick_jit() -> Callable[..., Any]:
+    """`jax.jit` for code that runs once: half the time to compile whole networks, slower to run."""
+    return functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="session")
@@ -142,3 +152,13 @@ def torchvision(torch: Any) -> Any:
 def timm(torchvision: Any) -> Any:
     """timm, whose import needs torchvision's."""
     return pytest.importorskip("timm")
+
+
+@pytest.fixture(scope="session")
+def effdet(timm: Any) -> Any:
+    """effdet, an independent EfficientDet; it compiles helpers in a way PyTorch deprecates."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=r"`torch\.jit\.script", category=DeprecationWarning
+        )
+        return pytest.importorskip("effdet")

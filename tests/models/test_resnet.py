@@ -43,7 +43,7 @@ def test_resnet101_has_every_public_key_and_shape(reference_keys):
     ("bottleneck", "depths", "shape"),
     [(True, (1, 2, 1, 1), (2, 64, 96, 3)), (False, (1, 1, 2, 1), (1, 75, 50, 3))],
 )
-def test_matches_torchvision(torchvision, torch, randomised, bottleneck, depths, shape):
+def test_matches_torchvision(torchvision, torch, randomised, quick_jit, bottleneck, depths, shape):
     from torchvision.models import resnet as peers
 
     block = peers.Bottleneck if bottleneck else peers.BasicBlock
@@ -55,7 +55,7 @@ def test_matches_torchvision(torchvision, torch, randomised, bottleneck, depths,
 
     with torch.no_grad():
         expected = peer(torch.from_numpy(np.array(x)).permute(0, 3, 1, 2)).numpy()
-    ours = jax.jit(model.apply)(variables, x)
+    ours = quick_jit(model.apply)(variables, x)
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
     state = {key: value.numpy() for key, value in peer.state_dict().items()}

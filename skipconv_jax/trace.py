@@ -115,12 +115,13 @@ def evaluate(
     Returns:
       What `fn` returns, and every convolution met, in the order of the trace.
     """
+    streams = number_of_streams(x)
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(variables, x, *args)
     named, _ = jax.tree_util.tree_flatten_with_path(variables)
     inputs = [_Value(leaf, False, leaf_name(path)) for path, leaf in named]
     inputs += [_Value(leaf, True) for leaf in jax.tree.leaves(x)]
     inputs += [_Value(leaf) for leaf in jax.tree.leaves(args)]
-    walk = _Walk(visit, number_of_streams(x))
+    walk = _Walk(visit, streams)
     outputs = walk.run(closed.jaxpr, [_Value(c) for c in closed.consts], inputs)
     return jax.tree.unflatten(jax.tree.structure(out_shape), [v.array for v in outputs]), walk.sites
 

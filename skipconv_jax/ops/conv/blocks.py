@@ -6,31 +6,32 @@ platform, best on CPUs; one iteration costs a few microseconds. The backward pas
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from skipconv_jax.ops.conv import reference
+from skipconv_jax.ops.conv import sparse
+from skipconv_jax.ops.conv.epilogue import Epilogue, finish
 from skipconv_jax.ops.conv.problem import Problem
 
 
-def _pad_to_blocks(
-    problem: Problem, operand: jax.Array, base: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Zeros around the input and below the output, so that every block is whole."""
+def _pad_input(problem: Problem, operand: jax.Array) -> jax.Array:
+    """Zeros around the input, so that the tile of every block is whole."""
     conv, b = problem.conv, problem.block
-    input_pads, output_pads = [(0, 0, 0)], [(0, 0, 0)]
-    for axis in range(conv.rank):
-        blocks = conv.grid(b)[axis]
-        needed = (blocks - 1) * b * conv.strides[axis] + conv.tile(b)[axis]
-        low = conv.padding[axis][0]
-        input_pads.append((low, needed - low - conv.in_spatial[axis], 0))
-        output_pads.append((0, blocks * b - conv.out_spatial[axis], 0))
-    zero = jnp.zeros((), operand.dtype)
-    operand = lax.pad(operand, zero, [*input_pads, (0, 0, 0)])
-    return operand, lax.pad(base, jnp.zeros((), base.dtype), [*output_pads, (0, 0, 0)])
+    pads = [(0, 0, 0)]
+    for blocks, stride, tile, (low, _), n in zip(
+        conv.grid(b), conv.strides, conv.tile(b), conv.padding, conv.in_spatial, strict=True
+    ):
+        pads.append((low, (blocks - 1) * b * stride + tile - low - n, 0))
+    return lax.pad(operand, jnp.zeros((), operand.dtype), [*pads, (0, 0, 0)])
+
+
+def _pad_output(problem: Problem, array: jax.Array) -> jax.Array:
+    """Zeros below an array of outputs, so that every block is whole."""
+    conv, b = problem.conv, problem.block
+    pads = [(0, n * b - size, 0) for n, size in zip(conv.grid(b), conv.out_spatial, strict=True)]
+    return lax.pad(array, jnp.zeros((), array.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
 
 def _forward(
@@ -40,10 +41,14 @@ def _forward(
     bias: jax.Array | None,
     base: jax.Array,
     mask: jax.Array,
+    epilogue: Epilogue | None,
 ) -> jax.Array:
     conv, b = problem.conv, problem.block
     tile_conv = dataclasses.replace(conv, in_spatial=conv.tile(b), padding=((0, 0),) * conv.rank)
-    padded, old = _pad_to_blocks(problem, operand, base)
+    padded, old = _pad_input(problem, operand), _pad_output(problem, base)
+    residual = None if epilogue is None else epilogue.residual
+    if residual is not None:
+        residual = _pad_output(problem, residual)
     active = jnp.flatnonzero(mask > 0, size=mask.size, fill_value=0)
     tile_shape = (1, *conv.tile(b), conv.in_channels)
     block_shape = (1, *(b,) * conv.rank, conv.out_channels)
@@ -61,6 +66,11 @@ def _forward(
             update = lax.dynamic_slice(old, block_start, block_shape) + update
         elif bias is not None:
             update = update + bias.astype(out.dtype).reshape((1,) * (out.ndim - 1) + (-1,))
+        if epilogue is not None:
+            add = None
+            if residual is not None:
+                add = lax.dynamic_slice(residual, block_start, block_shape)
+            update = finish(update, epilogue.scale, epilogue.shift, add, epilogue.activation)
         return lax.dynamic_update_slice(out, update, block_start)
 
     count = jnp.count_nonzero(mask > 0).astype(active.dtype)
@@ -68,30 +78,7 @@ def _forward(
     return lax.slice(out, (0,) * out.ndim, base.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _masked_conv(
-    problem: Problem,
-    operand: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    base: jax.Array,
-    mask: jax.Array,
-) -> jax.Array:
-    return _forward(problem, operand, kernel, bias, base, mask)
-
-
-def _vjp_forward(problem: Problem, *arrays: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    return _masked_conv(problem, *arrays), arrays
-
-
-def _vjp_backward(
-    problem: Problem, arrays: tuple[jax.Array, ...], cotangent: jax.Array
-) -> tuple[jax.Array, ...]:
-    _, pullback = jax.vjp(functools.partial(reference.masked_conv, problem), *arrays)
-    return pullback(cotangent)
-
-
-_masked_conv.defvjp(_vjp_forward, _vjp_backward)
+_masked_conv = sparse.differentiable(_forward)
 
 
 def masked_conv(
@@ -101,6 +88,7 @@ def masked_conv(
     bias: jax.Array | None,
     base: jax.Array,
     mask: jax.Array,
+    epilogue: Epilogue | None = None,
 ) -> jax.Array:
     """See `skipconv_jax.ops.conv`.
 
@@ -109,4 +97,4 @@ def masked_conv(
     """
     if any(p < 0 for pair in problem.conv.padding for p in pair):
         raise NotImplementedError(f"blocks: negative padding {problem.conv.padding}")
-    return _masked_conv(problem, operand, kernel, bias, base, mask)
+    return _masked_conv(problem, operand, kernel, bias, base, mask, epilogue)

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
-# A silent promotion is how float32 pipelines turn into float64 ones and (B,) into (B, B): forbid both.
+# Silent promotion turns float32 pipelines into float64 ones, and (B,) into (B, B): forbid both.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -23,5 +23,5 @@ def shared_dir() -> Path:
     """The folder `../shared` with reference figures and real data, which no checkout carries."""
     path = REPOSITORY.parent / "shared"
     if not path.is_dir():
-        pytest.skip("needs the reference material in ../shared, which is not part of the repository")
+        pytest.skip("needs the reference material in ../shared, not part of the repository")
     return path

@@ -1,0 +1,288 @@
+"""Streams a video through a skipped pose network and writes what it saw and what it cost."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import cv2
+import jax
+import numpy as np
+
+from skipconv_jax import macs
+from skipconv_jax.data.augment import crop_affine, invert_affine, warp_frames, warp_joints
+from skipconv_jax.experiment import Experiment
+from skipconv_jax.streaming import Reading, make_streamer
+from skipconv_jax.video import Frame, Source, VideoError, VideoWriter
+from skipconv_jax.viz import draw
+from skipconv_jax.viz.charts import Bins, stream_chart
+
+Tree = Any
+_PLACES = 4  # input pixels per cell of the map of fired blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a stream is run and drawn.
+
+    Attributes:
+      piece: frames per compiled scan.
+      reset_every: frames between reference frames; 0 takes one at the start and after a reset only.
+      max_frames: stop after so many; 0 for all.
+      box: x1, y1, x2, y2 of the person in frame pixels; None takes the whole frame.
+      min_score: joints with less confidence are not drawn.
+    """
+
+    piece: int = 8
+    reset_every: int = 0
+    max_frames: int = 0
+    box: tuple[float, float, float, float] | None = None
+    min_score: float = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A frame and what the network made of it; `row` is its line of JSON."""
+
+    image: np.ndarray
+    row: dict[str, Any]
+    places: np.ndarray | None
+    affine: np.ndarray | None
+
+
+class PoseStream:
+    """One stream through the network: frames in, `Seen` out, state kept on the device."""
+
+    def __init__(self, experiment: Experiment, params: dict[str, Tree], settings: Settings) -> None:
+        self._experiment, self._params, self._settings = experiment, params, settings
+        self._net = experiment.net()
+        self.table = experiment.table(self._net)
+        height, width = experiment.size
+        streamer = make_streamer(
+            self._net,
+            self.table,
+            experiment.task.predict,
+            (height // _PLACES, width // _PLACES),
+        )
+        self._state = self._fresh()
+        piece = jax.ShapeDtypeStruct((settings.piece, *experiment.frame().shape), np.uint8)
+        # Compiled before the first frame arrives, so that no frame's time holds the compilation.
+        self._run = streamer.lower(params, self._state, piece).compile()  # type: ignore[attr-defined]
+
+    def _fresh(self) -> Tree:
+        frame = self._experiment.frame()
+        return self._net.init(self._params["model"], frame, key=jax.random.key(0))[1]
+
+    def __call__(self, frames: Iterator[Frame]) -> Iterator[Seen]:
+        """Runs the frames piece by piece; what must not be taken for change resets the stream."""
+        piece: list[Frame] = []
+        pending, since = "", 0
+        for frame in frames:
+            due = self._settings.reset_every and since + len(piece) >= self._settings.reset_every
+            if frame.event or due:
+                yield from self._flush(piece, pending)
+                piece, since = [], 0
+                if frame.image is None:
+                    pending = frame.event
+                    row = {"frame": frame.index, "error": frame.event}
+                    yield Seen(np.zeros((0, 0, 3), np.uint8), row, None, None)
+                    continue
+                pending = "; ".join(filter(None, (pending, frame.event)))
+                self._state = self._net.reset(self._state)
+            elif pending and not piece:
+                # The first good frame after lost ones.
+                self._state = self._net.reset(self._state)
+            piece.append(frame)
+            if len(piece) == self._settings.piece:
+                yield from self._flush(piece, pending)
+                since, piece, pending = since + len(piece), [], ""
+        yield from self._flush(piece, pending)
+
+    def _flush(self, piece: Sequence[Frame], reset: str) -> Iterator[Seen]:
+        if not piece:
+            return
+        images = [frame.image for frame in piece if frame.image is not None]
+        affine = self._affine(images[0])
+        batch = warp_frames(np.stack(images), affine, *self._experiment.size)
+        # A short piece is filled up by its last frame; what follows it starts from a reset.
+        batch = np.concatenate([batch, np.repeat(batch[-1:], self._settings.piece - len(batch), 0)])
+        began = time.perf_counter()
+        self._state, reading = self._run(self._params, self._state, batch[:, None])
+        reading = jax.device_get(reading)
+        ms = (time.perf_counter() - began) * 1e3 / self._settings.piece
+        for t, frame in enumerate(piece):
+            yield self._seen(frame, images[t], reading, t, affine, ms, reset if t == 0 else "")
+
+    def _affine(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        box = self._settings.box or (0, 0, width - 1, height - 1)
+        margin = 1.25 if self._settings.box else 1.0
+        return crop_affine(np.asarray(box, np.float32), *self._experiment.size, margin=margin)
+
+    def _seen(
+        self,
+        frame: Frame,
+        image: np.ndarray,
+        reading: Reading,
+        t: int,
+        affine: np.ndarray,
+        ms: float,
+        reset: str,
+    ) -> Seen:
+        joints, scores = (np.asarray(part)[t, 0] for part in reading.outputs)
+        row: dict[str, Any] = {
+            "frame": frame.index,
+            "gmac": float(reading.macs[t, 0]) / macs.GIGA,
+            "ms": ms,
+            "firing": {stage: float(share[t, 0]) for stage, share in reading.firing.items()},
+            "joints": np.round(warp_joints(joints, invert_affine(affine)), 2).tolist(),
+            "scores": np.round(scores, 4).tolist(),
+        }
+        if reset:
+            row["reset"] = reset
+        places = None if reading.places is None else np.asarray(reading.places[t, 0])
+        return Seen(image, row, places, affine)
+
+
+def annotate(seen: Seen, dense_gmac: float, min_score: float) -> np.ndarray:
+    """The frame with fired blocks, keypoints and cost drawn on it."""
+    row, image = seen.row, seen.image
+    if seen.places is not None and seen.affine is not None:
+        image = draw.overlay_firing(image, _on_frame(seen.places, seen.affine, image.shape))
+    joints, scores = np.asarray(row["joints"]), np.asarray(row["scores"])
+    image = draw.draw_pose(image, joints, scores, minimum=min_score)
+    text = f"#{row['frame']}  {row['gmac']:.3f} of {dense_gmac:.3f} GMAC  {row['ms']:.1f} ms"
+    return draw.caption(image, text + ("  RESET" if "reset" in row else ""))
+
+
+def _on_frame(places: np.ndarray, affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The map of places, which covers the network's input, on the frame."""
+    # Cell centres lie at (i + .5) _PLACES - .5 input pixels.
+    to_places = affine / _PLACES
+    to_places[:, 2] += 0.5 / _PLACES - 0.5
+    return cv2.warpAffine(places, to_places, (shape[1], shape[0]),
+                          flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Summary:
+    """Totals of a stream."""
+
+    frames: int = 0
+    lost: int = 0
+    resets: int = 0
+    gmac: float = 0.0
+    ms: float = 0.0
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Counts one frame."""
+        if "error" in row:
+            self.lost += 1
+            return
+        self.frames += 1
+        self.resets += "reset" in row
+        self.gmac += row["gmac"]
+        self.ms += row["ms"]
+
+    def to_dict(self, dense_gmac: float, gate_gmac: float) -> dict[str, Any]:
+        """Means per frame."""
+        frames = max(self.frames, 1)
+        mean = self.gmac / frames
+        return {
+            "frames": self.frames,
+            "lost_frames": self.lost,
+            "resets": self.resets,
+            "gmac": mean,
+            "dense_gmac": dense_gmac,
+            "gate_gmac": gate_gmac,
+            "reduction": dense_gmac / mean if mean else None,
+            "ms": self.ms / frames,
+        }
+
+
+def stream(
+    experiment: Experiment, params: dict[str, Tree], source: Source, out: Path, settings: Settings
+) -> dict[str, Any]:
+    """Streams a source into annotated.mp4, frames.jsonl, chart.png, sheet.png and summary.json.
+
+    Returns:
+      The summary.
+
+    Raises:
+      VideoError: the source ends before its time or holds no frame that decodes. What was written
+        up to there is kept, and valid.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    runner = PoseStream(experiment, params, settings)
+    dense = runner.table.macs / macs.GIGA
+    # A source that does not know its length shows its first 200 frames.
+    length = min(filter(None, (source.frames or 200, settings.max_frames)))
+    summary, bins, sheet = Summary(), Bins(), _Sheet(length)
+    frames = _limited(iter(source), settings.max_frames)
+    failure: VideoError | None = None
+    with (
+        VideoWriter(out / "annotated.mp4", source.rate) as video,
+        (out / "frames.jsonl").open("w", encoding="utf-8") as lines,
+    ):
+        try:
+            for seen in runner(frames):
+                _record(seen, dense, settings, video, lines, sheet)
+                summary.add(seen.row)
+                if "error" not in seen.row:
+                    bins.add(seen.row)
+        except VideoError as error:
+            failure = error
+    totals = summary.to_dict(dense, runner.table.gate_macs / macs.GIGA)
+    (out / "summary.json").write_text(json.dumps(totals, indent=1) + "\n", encoding="utf-8")
+    if summary.frames:
+        stream_chart(bins.rows(), dense, out / "chart.png")
+        draw.save(str(out / "sheet.png"), draw.contact_sheet(sheet.images, columns=4))
+    if failure:
+        raise failure
+    if not summary.frames:
+        raise VideoError(
+            f"`video` (={source.path}) must hold a frame that decodes; none of {summary.lost} did."
+        )
+    return totals
+
+
+def _limited(frames: Iterator[Frame], most: int) -> Iterator[Frame]:
+    for count, frame in enumerate(frames):
+        if most and count >= most:
+            return
+        yield frame
+
+
+def _record(
+    seen: Seen, dense: float, settings: Settings, video: VideoWriter, lines: TextIO, sheet: "_Sheet"
+) -> None:
+    lines.write(json.dumps(seen.row) + "\n")
+    if "error" in seen.row:
+        return
+    picture = annotate(seen, dense, settings.min_score)
+    video.write(picture)
+    sheet.offer(seen.row["frame"], picture)
+
+
+class _Sheet:
+    """A few annotated frames spread over the stream."""
+
+    _MOST = 8
+    _WIDTH = 480
+
+    def __init__(self, frames: int) -> None:
+        self._every = max(1, frames // self._MOST)
+        self.images: list[np.ndarray] = []
+
+    def offer(self, index: int, picture: np.ndarray) -> None:
+        """Keeps the frame if it is one of those."""
+        if index % self._every or len(self.images) >= self._MOST:
+            return
+        if self.images:
+            size = self.images[0].shape[1::-1]
+        else:
+            scale = min(1.0, self._WIDTH / picture.shape[1])
+            size = tuple(round(side * scale) for side in picture.shape[1::-1])
+        self.images.append(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))

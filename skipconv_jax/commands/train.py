@@ -1,0 +1,38 @@
+"""Trains the phases of a configuration: dense first, then the gated network from the dense one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from skipconv_jax.config import check_unchanged
+from skipconv_jax.experiment import DENSE, GATED, build
+from skipconv_jax.training.loop import Options, run
+
+PHASES = (DENSE, GATED)
+# Parts of a configuration that may differ between a run and its resumption: they change no result.
+_FREE = ("eval", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "data.root")
+
+
+def train(
+    config: ConfigDict, workdir: Path, phases: Sequence[str] = PHASES, resume: bool = False
+) -> None:
+    """Trains `phases` one after the other into `<workdir>/<phase>/`.
+
+    Raises:
+      ValueError: the data is missing, the folder holds a run and `resume` is False, or the
+        configuration is not the one the run was started with.
+      TrainingDiverged: something is not finite.
+    """
+    experiment = build(config)
+    options = Options(
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        keep=config.keep_checkpoints,
+        tensorboard=config.tensorboard,
+        resume=resume,
+    )
+    for name in phases:
+        phase = experiment.phase(name, workdir)
+        check_unchanged(config, workdir / name / "config.json", _FREE)
+        run(phase, workdir, config.seed, options)

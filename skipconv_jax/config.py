@@ -1,0 +1,229 @@
+"""Configurations: what a config file holds, how it is read, and what is built from it.
+
+A config file is Python with `get_config(arg="")` returning an `ml_collections.ConfigDict`; its
+docstring is the run card. `python train.py --config configs/x.py --config.gated.beta=1e-4` changes
+one value, `--config configs/x.py:arg` hands `arg` to the file.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from skipconv_jax import Rule
+from skipconv_jax.ops import (
+    POLICIES,
+    AlwaysGate,
+    ConvNormGate,
+    GumbelGate,
+    InputNormGate,
+    OutputNormGate,
+)
+
+GATES: dict[str, type] = {
+    "input_norm": InputNormGate,
+    "output_norm": OutputNormGate,
+    "conv_norm": ConvNormGate,
+    "gumbel": GumbelGate,
+    "always": AlwaysGate,
+}
+
+
+def base() -> ConfigDict:
+    """What every pose config starts from; a config file overrides what it means to."""
+    config = ConfigDict()
+    config.seed = 0
+    config.task = "pose"
+    config.init_from = ""  # a public PyTorch checkpoint to start the dense phase from
+    config.sigma = 2.0  # of the target Gaussians, in heatmap pixels
+    config.data = ConfigDict(
+        {
+            "root": "data/jhmdb",
+            "fetch": "",  # what to fetch and where to put it, shown where `root` is missing
+            "split": 1,
+            "subset": "full",  # 'sub': the 316 clips of the paper
+            "margin": 1.25,
+            "cache": False,  # keep decoded frames in memory
+            # None: the paper's scale, rotation and flip.
+            "augmentation": None,
+        },
+        type_safe=False,
+    )
+    config.model = ConfigDict({"name": "hrnet", "joints": 15})
+    config.input = ConfigDict({"height": 256, "width": 256})
+    # `gate`: default gate of all convolutions; `rules`: ((pattern, None or gate settings), ...).
+    config.skip = ConfigDict(
+        {
+            "gate": ConfigDict({"name": "gumbel", "block": 8}, type_safe=False),
+            "policy": "previous",
+            "rules": (),
+            "implementation": None,
+        },
+        type_safe=False,
+    )
+    phase = {
+        "steps": 0,  # 0: `epochs` decides
+        "epochs": 100,
+        "batch": 16,
+        "lr": 1e-3,
+        "schedule": "steps",  # 'constant', 'cosine' or 'steps'
+        "milestones": (0.4, 0.8),  # shares of the steps where 'steps' divides the rate by 10
+        "warmup": 0,
+        "clip_norm": 0.0,  # 0: no clipping
+        "gate_lr_scale": 1.0,
+    }
+    config.dense = ConfigDict(phase | {"clip_length": 1})
+    config.gated = ConfigDict(
+        phase
+        | {
+            "clip_length": 8,
+            "beta": 1e-5,
+            # 'train': statistics of the batch, as in the dense phase; 'frozen': the dense phase's.
+            "batch_norm": "frozen",
+            "remat": False,
+        }
+    )
+    # `reset_every`: frames between reference frames at test time, 0 for one per clip.
+    config.eval = ConfigDict({"batch": 8, "reset_every": 8, "max_clips": 0})
+    config.log_every = 20
+    config.checkpoint_every = 200
+    config.eval_every = 0
+    config.keep_checkpoints = 2
+    config.tensorboard = False
+    return config
+
+
+def load(spec: str) -> ConfigDict:
+    """The configuration of `path/to/file.py` or `path/to/file.py:arg`, unchanged.
+
+    Raises:
+      ValueError: no such file, or it has no `get_config`.
+    """
+    name, _, arg = spec.partition(":")
+    path = Path(name)
+    if path.suffix != ".py" or not path.is_file():
+        raise ValueError(f"`config` (={name!r}) must be an existing .py file; see configs/.")
+    found = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if found is None or found.loader is None:
+        raise ValueError(f"`config` (={name!r}) must be a Python file; see configs/.")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"`config` (={name!r}) must define `get_config(arg='')`; see configs/.")
+    return module.get_config(arg) if arg else module.get_config()
+
+
+def flag() -> Any:
+    """Defines absl's `--config FILE[:ARG]` with `--config.key=value` overrides."""
+    return config_flags.DEFINE_config_file(
+        "config", None, "configuration file, e.g. configs/hrnet_synthetic.py", lock_config=True
+    )
+
+
+def filename() -> str:
+    """The file `--config` names."""
+    return str(config_flags.get_config_filename(flags.FLAGS["config"]))
+
+
+def gate(settings: Any) -> Any:
+    """The gate of `{'name': ..., block, threshold, ...}`.
+
+    Raises:
+      ValueError: an unknown gate or an argument it does not have.
+    """
+    options = dict(settings)
+    name = options.pop("name", None)
+    if name not in GATES:
+        raise ValueError(f"`gate.name` (={name!r}) must be one of {sorted(GATES)}.")
+    try:
+        return GATES[name](**options)
+    except TypeError as error:
+        raise ValueError(
+            f"`gate` (={options}) must hold arguments of {name!r}: {error}."
+        ) from error
+
+
+def set_gate(
+    config: ConfigDict, name: str | None, threshold: float | None, block: int | None
+) -> ConfigDict:
+    """A copy of the configuration whose convolutions all take this gate; None keeps what it says.
+
+    Rules that leave convolutions dense stay.
+
+    Raises:
+      ValueError: a threshold for a gate that has none.
+    """
+    config = config.copy_and_resolve_references()
+    if name is None and threshold is None and block is None:
+        return config
+    settings = dict(config.skip.gate)
+    if name is not None and name != settings["name"]:
+        settings = {"name": name, "block": settings["block"]}
+        config.skip.rules = tuple(rule for rule in config.skip.rules if rule[1] is None)
+    if threshold is not None:
+        if "norm" not in settings["name"]:
+            raise ValueError(
+                f"`threshold` (={threshold}) must come with a norm gate, not {settings['name']!r}; "
+                "add --gate=input_norm."
+            )
+        settings["threshold"] = threshold
+    if block is not None:
+        settings["block"] = block
+    with config.unlocked():
+        config.skip.gate = ConfigDict(settings)
+    return config
+
+
+def skip_options(config: ConfigDict) -> dict[str, Any]:
+    """Keyword arguments of `skip(fn, ...)` for this configuration.
+
+    Raises:
+      ValueError: an unknown gate or policy.
+    """
+    settings = config.skip
+    if settings.policy not in POLICIES:
+        raise ValueError(f"`skip.policy` (={settings.policy!r}) must be one of {sorted(POLICIES)}.")
+    rules = [(pattern, None if g is None else Rule(gate=gate(g))) for pattern, g in settings.rules]
+    return {
+        "rules": rules,
+        "gate": gate(settings.gate),
+        "policy": POLICIES[settings.policy](),
+        "implementation": settings.implementation,
+    }
+
+
+def check_unchanged(config: ConfigDict, path: Path, ignore: tuple[str, ...]) -> None:
+    """Writes the configuration to `path`, or compares it with the one the run was started with.
+
+    Raises:
+      ValueError: a value outside `ignore` differs.
+    """
+    now = _flat(json.loads(config.to_json_best_effort()))
+    if path.exists():
+        then = json.loads(path.read_text(encoding="utf-8"))
+        changed = [
+            f"{key}: {then.get(key)!r} -> {now.get(key)!r}"
+            for key in sorted(then.keys() | now.keys())
+            if then.get(key) != now.get(key) and key.split(".")[0] not in ignore
+        ]
+        if changed:
+            raise ValueError(
+                f"`config` must be the one the run in {path.parent} was started with; changed: "
+                + "; ".join(changed)
+                + ". Undo the change or use another --workdir."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat

@@ -1,0 +1,1 @@
+"""Training on clips: the dense network first, then gates and network jointly (section 3.2.2)."""

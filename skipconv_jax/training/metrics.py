@@ -1,0 +1,155 @@
+"""Where figures go: JSON lines always, TensorBoard if asked, one line on the terminal."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+
+class Writer(Protocol):
+    """A destination of scalar metrics."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Records the values of one step."""
+        ...
+
+    def close(self) -> None:
+        """Flushes and releases what is open."""
+        ...
+
+
+class JsonLines:
+    """One JSON object a line: `{"step": ..., "loss": ..., "seconds": ...}`.
+
+    A run that resumes at step s drops the lines after s, so that the file of a run killed and
+    resumed holds each step once, as if it had never stopped.
+    """
+
+    def __init__(self, path: Path, resume_at: int = 0) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _keep_lines_until(path, resume_at)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line; a number JSON cannot hold (NaN, inf) is written as its name."""
+        row = {"step": step} | {name: _jsonable(value) for name, value in values.items()}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _jsonable(value: Any) -> Any:
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+def _keep_lines_until(path: Path, step: int) -> None:
+    """Keeps the complete lines up to `step`; a kill may have left half a line at the end."""
+    kept: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["step"] > step:
+            break
+        kept.append(line)
+    rewritten = path.with_suffix(path.suffix + ".tmp")
+    rewritten.write_text("".join(kept), encoding="utf-8")
+    # Replaced in one move: a second kill must not lose what the first one left.
+    rewritten.replace(path)
+
+
+class TensorBoard:
+    """Scalars as TensorBoard events, by tensorboardX (extra `tensorboard`)."""
+
+    def __init__(self, directory: Path, resume_at: int = 0) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                "`config.tensorboard` (=True) must have tensorboardX to write events; run "
+                "`pip install tensorboardX` or set it to False (JSON lines are always written)."
+            ) from error
+        self._writer = SummaryWriter(str(directory), purge_step=resume_at or None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one scalar per value."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, float(value), step)
+
+    def close(self) -> None:
+        """Flushes the events."""
+        self._writer.close()
+
+
+class Progress:
+    """One line of progress and the time left: rewritten in place on a terminal, lines elsewhere."""
+
+    def __init__(self, label: str, start: int, total: int, stream: TextIO | None = None) -> None:
+        self._label, self._start, self._total = label, start, total
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._began: float | None = None
+        self._first = start
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows the step, the values and the estimated time left."""
+        now = time.monotonic()
+        if self._began is None:
+            # The first report holds the compilation: time per step is counted from here.
+            self._began, self._first = now, step
+        shown = "  ".join(f"{k} {_short(v)}" for k, v in values.items() if k != "seconds")
+        line = f"{self._label} {step}/{self._total}  {shown}  {self._left(now, step)}"
+        if self._terminal:
+            self._stream.write(f"\r\x1b[K{line}")
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def _left(self, now: float, step: int) -> str:
+        if self._began is None or step <= self._first:
+            return "compiled"
+        rate = (now - self._began) / (step - self._first)
+        return f"{rate * 1e3:.0f} ms/step, {_clock(rate * (self._total - step))} left"
+
+    def close(self) -> None:
+        """Ends the line on a terminal."""
+        if self._terminal:
+            self._stream.write("\n")
+            self._stream.flush()
+
+
+def _short(value: float) -> str:
+    return f"{float(value):.4g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+class Writers:
+    """Several writers as one; closes all of them."""
+
+    def __init__(self, *writers: Writer) -> None:
+        self._writers = writers
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Hands the values to every writer."""
+        for writer in self._writers:
+            writer.write(step, values)
+
+    def __enter__(self) -> "Writers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers:
+            writer.close()

@@ -1,0 +1,1 @@
+"""Pictures: keypoints and fired blocks over frames, charts of cost over time."""

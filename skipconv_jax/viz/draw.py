@@ -1,0 +1,133 @@
+"""Draws on frames: keypoints, skeleton and the blocks that fired."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+# Pairs of joints in JHMDB's order: neck, belly, face, R/L shoulder, hip, elbow, knee, wrist, ankle.
+JHMDB_LIMBS = (
+    (2, 0),
+    (0, 1),
+    (0, 3),
+    (0, 4),
+    (1, 5),
+    (1, 6),
+    (3, 7),
+    (4, 8),
+    (5, 9),
+    (6, 10),
+    (7, 11),
+    (8, 12),
+    (9, 13),
+    (10, 14),
+)
+_RIGHT, _LEFT, _MIDDLE = (66, 133, 244), (244, 160, 0), (52, 168, 83)
+_FIRED = np.asarray((255, 64, 64), np.float32)
+
+
+def _colour(joint: int) -> tuple[int, int, int]:
+    """Right limbs blue, left limbs orange, the trunk green (RGB)."""
+    if joint < 3:
+        return _MIDDLE
+    return _RIGHT if joint % 2 else _LEFT
+
+
+def draw_pose(
+    image: np.ndarray,
+    joints: np.ndarray,
+    scores: np.ndarray | None = None,
+    limbs: Sequence[tuple[int, int]] = JHMDB_LIMBS,
+    minimum: float = 0.0,
+) -> np.ndarray:
+    """A copy of the frame with joints and limbs.
+
+    Args:
+      image: `(H, W, 3)` uint8, RGB.
+      joints: `(J, 2)` x, y in pixels; a joint that is not finite is left out.
+      scores: `(J,)` confidences; None draws every joint.
+      limbs: pairs of joint indices joined by a line.
+      minimum: joints with a lower score are left out.
+    """
+    canvas = np.ascontiguousarray(image).copy()
+    shown = np.isfinite(joints).all(axis=-1)
+    if scores is not None:
+        shown &= scores >= minimum
+    size = max(image.shape[:2])
+    thick, radius = max(1, size // 250), max(2, size // 120)
+    points = [
+        tuple(int(v) for v in np.rint(p)) if s else None for p, s in zip(joints, shown, strict=True)
+    ]
+    for a, b in limbs:
+        start, end = points[a], points[b]
+        if start is not None and end is not None:
+            cv2.line(canvas, start, end, _colour(max(a, b)), thick, cv2.LINE_AA)
+    for index, point in enumerate(points):
+        if point is not None:
+            cv2.circle(canvas, point, radius, _colour(index), -1, cv2.LINE_AA)
+            cv2.circle(canvas, point, radius, (255, 255, 255), 1, cv2.LINE_AA)
+    return canvas
+
+
+def overlay_firing(image: np.ndarray, firing: np.ndarray, alpha: float = 0.55) -> np.ndarray:
+    """The frame tinted red where convolutions fired.
+
+    Args:
+      image: `(H, W, 3)` uint8, RGB.
+      firing: `(h, w)` in [0, 1], share of the work spent at each place; covers the whole frame.
+      alpha: strength of the tint where everything fired.
+    """
+    height, width = image.shape[:2]
+    # Nearest, so that blocks keep their edges.
+    share = cv2.resize(firing.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
+    weight = (alpha * np.clip(share, 0, 1))[..., None]
+    return np.rint(image * (1 - weight) + _FIRED * weight).astype(np.uint8)
+
+
+def caption(image: np.ndarray, text: str) -> np.ndarray:
+    """A copy of the frame with one line of text in its upper left corner."""
+    canvas = np.ascontiguousarray(image).copy()
+    scale = max(0.35, max(image.shape[:2]) / 1100)
+    (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    cv2.rectangle(canvas, (0, 0), (width + 8, height + base + 6), (0, 0, 0), -1)
+    cv2.putText(
+        canvas,
+        text,
+        (4, height + 3),
+        cv2.FONT_HERSHEY_SIMPLEX,
+        scale,
+        (255, 255, 255),
+        1,
+        cv2.LINE_AA,
+    )
+    return canvas
+
+
+def contact_sheet(images: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarray:
+    """Frames of one size side by side, `columns` a row, on white.
+
+    Raises:
+      ValueError: no images, or images of different sizes.
+    """
+    shapes = {image.shape for image in images}
+    if len(shapes) != 1:
+        raise ValueError(f"`images` (shapes {sorted(shapes)}) must hold frames of one size.")
+    height, width, channels = images[0].shape
+    rows = -(-len(images) // columns)
+    sheet = np.full(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8
+    )
+    for index, image in enumerate(images):
+        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def save(path: str, image: np.ndarray) -> None:
+    """Writes an RGB frame as PNG or JPEG by the ending of `path`.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+        raise OSError(f"`path` (={path}) could not be written; check the folder and its rights.")

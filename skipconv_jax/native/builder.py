@@ -15,13 +15,16 @@ from skipconv_jax.native.packing import DEPTHWISE, DIRECT, GROUPED, WINOGRAD, ro
 
 _MAGIC = 0x534B4332
 _MAX_SOURCES = 8
-INPUT, CONV, ADD, POOL, AFFINE, CONCAT, MEAN, MUL, OUTPUT = range(9)
+INPUT, CONV, ADD, POOL, AFFINE, CONCAT, MEAN, BINARY, OUTPUT = range(9)
+_KINDS = ("input", "conv", "add", "pool", "affine", "concat", "mean", "binary", "output")
 ACTIVATIONS = (
     "none", "relu", "relu6", "swish", "sigmoid", "tanh", "hard_swish", "elu", "gelu", "exp", "abs",
+    "sqrt", "rsqrt", "square",
 )  # fmt: skip
 POLICIES = ("previous", "reference", "accumulate")
 GATES = ("norm", "always", "linear")
-POOLS = ("max", "mean", "mean_valid")
+POOLS = ("max", "mean", "mean_valid", "sum")
+BINARIES = ("mul", "add", "sub", "div", "max", "min", "rsub", "rdiv")
 _FIELDS = (
     ["kind", "out", "res", "act", "nsrc"]
     + [f"{name}{i}" for name in ("src", "fh", "fw") for i in range(_MAX_SOURCES)]
@@ -278,7 +281,7 @@ class ProgramBuilder:
         strides: tuple[int, int],
         padding: Sequence[tuple[int, int]] = ((0, 0), (0, 0)),
     ) -> Ref:
-        """Max pool, mean pool (padding counted) or mean over valid positions."""
+        """One of `POOLS`: max, mean (padding counted), mean over valid positions, or sum."""
         sizes = [
             (n + sum(p) - k) // s + 1
             for n, p, k, s in zip((x.h, x.w), padding, window, strides, strict=True)
@@ -313,15 +316,16 @@ class ProgramBuilder:
         fields = {f"{k}{i}": f for i, f in enumerate(factors) for k in ("fh", "fw")}
         return self._elementwise(CONCAT, sources, out, **fields)
 
-    def mean(self, x: Ref) -> Ref:
-        """Mean over all positions, `(B, 1, 1, c)`."""
-        return self._elementwise(MEAN, [x], self._tensor(1, 1, x.c))
+    def mean(self, x: Ref, *, total: bool = False) -> Ref:
+        """Mean (or sum) over all positions, `(B, 1, 1, c)`."""
+        return self._elementwise(MEAN, [x], self._tensor(1, 1, x.c), mode=int(total))
 
-    def mul(self, x: Ref, y: Ref) -> Ref:
-        """x * y, where y has the shape of x or is `(B, 1, 1, c)`."""
+    def binary(self, kind: str, x: Ref, y: Ref, *, act: str = "none") -> Ref:
+        """`BINARIES` of x and y, where y has the shape of x or is `(B, 1, 1, c)`."""
         if y.c != x.c or (y.h, y.w) not in ((x.h, x.w), (1, 1)):
             raise ValueError(f"`y` (={y}) must have the shape of `x` (={x}) or one position.")
-        return self._elementwise(MUL, [x, y], self._tensor(x.h, x.w, x.c))
+        fields = {"mode": BINARIES.index(kind), "act": ACTIVATIONS.index(act)}
+        return self._elementwise(BINARY, [x, y], self._tensor(x.h, x.w, x.c), **fields)
 
     def output(self, x: Ref) -> int:
         """Returns x from the program; gives its position among the outputs."""
@@ -385,10 +389,7 @@ class ProgramBuilder:
             masks=dict(self._masks),
             inputs=tuple(self._inputs),
             outputs=tuple(self._outputs),
-            names=tuple(
-                op.name or ("input", "conv", "add", "pool", "affine", "concat", "mean", "mul", "output")[op.fields["kind"]]
-                for op in self._ops
-            ),
+            names=tuple(op.name or _KINDS[op.fields["kind"]] for op in self._ops),
         )
 
 

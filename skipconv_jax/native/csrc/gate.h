@@ -9,7 +9,7 @@ namespace SKC_ISA {
 static float support_max(const Op& o, const float* m, long pitch, const Rect& r, float enough,
                          float* line) {
   const int span = (r.w() - 1) * o.sw + (o.kw - 1) * o.dw + 1;
-  float best = 0.f;
+  float best = 0.f, nan = 0.f;
   for (int y = 0; y < r.h(); y++) {
     const float* top = m + (long)y * o.sh * pitch;
     for (int x = 0; x < span; x++) line[x] = top[x];
@@ -20,11 +20,12 @@ static float support_max(const Op& o, const float* m, long pitch, const Rect& r,
     for (int x = 0; x < r.w(); x++) {
       float s = 0.f;
       for (int kx = 0; kx < o.kw; kx++) s += line[x * o.sw + kx * o.dw];
-      if (!(s <= best)) best = s;
+      best = s > best ? s : best;
+      nan += s - s;  // NaN and infinity must not get lost in the comparison
     }
     if (!(best <= enough)) return best;
   }
-  return best;
+  return nan == 0.f ? best : nan;
 }
 
 // Largest logit of a one-channel convolution over the rectangle, without its bias.
@@ -44,7 +45,8 @@ static float linear_max(const Op& o, const Input& in, const Rect& r, const float
           for (; c < cs; c++) rest += q[c] * w[c];
         }
       const float s = hsum(sum) + rest;
-      if (!(s <= best)) best = s;
+      if (!(s <= best) || s != s) best = s;
+      if (best != best) return best;
     }
   return best;
 }
@@ -54,6 +56,8 @@ static float linear_max(const Op& o, const Input& in, const Rect& r, const float
 struct Params {
   const float* p;
   float score(float sum) const { return p[1] * (sum / p[2]); }
+  // NaN fires, so that a broken frame shows instead of being skipped.
+  bool exceeds(float sum) const { return !(score(sum) <= p[0]); }
   float enough() const { return p[1] > 0.f ? p[0] * p[2] / p[1] * 1.001f : 3.4e38f; }
 };
 

@@ -56,7 +56,7 @@ bool reference_fires(const Op& o, const Run& run, const Source& src, const Candi
         m[y * tw + x] = total;
       }
     const Rect origin{0, r.h(), 0, r.w()};
-    fires = gate.score(support_max(o, m, tw, origin, gate.enough(), m + th * tw)) > gate.p[0];
+    fires = gate.exceeds(support_max(o, m, tw, origin, gate.enough(), m + th * tw));
   } else if (!fires) {
     float* d = local;
     for (int y = 0; y < th; y++)
@@ -64,7 +64,7 @@ bool reference_fires(const Op& o, const Run& run, const Source& src, const Candi
         d[(long)y * tw * cs + i] = in.base[y * in.row + i] - ref[(long)y * tw * cs + i];
     const Input diff{d, (long)tw * cs, cs};
     const Rect origin{0, r.h(), 0, r.w()};
-    fires = gate.p[0] + linear_max(o, diff, origin, gate.p + 16, cs) >= 0.f;
+    fires = !(gate.p[0] + linear_max(o, diff, origin, gate.p + 16, cs) < 0.f);
   }
   if (fires)
     for (int y = 0; y < th; y++)
@@ -81,14 +81,14 @@ bool change_fires(const Op& o, const Run& run, const Source& src, const Candidat
   }
   const Tensor& t = *src.view.t;
   if (o.gate == kLinear)
-    return gate.p[0] + linear_max(o, src.input, r, gate.p + 16, t.Cs) >= 0.f;
+    return !(gate.p[0] + linear_max(o, src.input, r, gate.p + 16, t.Cs) < 0.f);
   const float* m = src.view.m + (long)(r.y0 * o.sh - o.pt) * t.Wp + r.x0 * o.sw - o.pl;
   const Rect origin{0, r.h(), 0, r.w()};
   if (o.policy == kPrevious)
-    return gate.score(support_max(o, m, t.Wp, origin, gate.enough(), local)) > gate.p[0];
+    return gate.exceeds(support_max(o, m, t.Wp, origin, gate.enough(), local));
   float& acc = run.arena(c.s)[o.acc + c.by * o.nbw + c.bx];
   acc += gate.score(support_max(o, m, t.Wp, origin, 3.4e38f, local));
-  if (!(acc > gate.p[0])) return false;
+  if (acc <= gate.p[0]) return false;
   acc = 0.f;
   return true;
 }

@@ -46,15 +46,15 @@ void pool_rect(Run& run, const Op& o, View& out, const Item& item) {
       const int y0 = ya < 0 ? 0 : ya, x0 = xa < 0 ? 0 : xa;
       const int y1 = ya + o.kh < in.t->H ? ya + o.kh : in.t->H;
       const int x1 = xa + o.kw < in.t->W ? xa + o.kw : in.t->W;
-      const float count = o.mode == 2 ? (float)((y1 - y0) * (x1 - x0)) : (float)(o.kh * o.kw);
+      const float count = o.mode == kMeanValid ? (float)((y1 - y0) * (x1 - x0)) : (float)(o.kh * o.kw);
       write_pixel(out, y, x, fresh, [&](int c) {
-        vf v = o.mode == 0 ? splat(-__builtin_inff()) : vf{};
+        vf v = o.mode == kMax ? splat(-__builtin_inff()) : vf{};
         for (int yy = y0; yy < y1; yy++)
           for (int xx = x0; xx < x1; xx++) {
             const vf p = load(pixel(in, yy, xx) + c);
-            v = o.mode == 0 ? (p < v ? v : p) : v + p;
+            v = o.mode == kMax ? (p < v ? v : p) : v + p;
           }
-        return activate(o.mode == 0 ? v : v / count, o.act);
+        return activate(o.mode == kMax || o.mode == kSumAll ? v : v / count, o.act);
       });
     }
 }
@@ -75,14 +75,27 @@ void affine_rect(Run& run, const Op& o, View& out, const Item& item) {
     }
 }
 
-void mul_rect(Run& run, const Op& o, View& out, const Item& item) {
+SKC_INLINE vf binary(int mode, vf a, vf b) {
+  switch (mode) {
+    case kPlus: return a + b;
+    case kMinus: return a - b;
+    case kMinusFrom: return b - a;
+    case kOver: return a / b;
+    case kInto: return b / a;
+    case kLarger: return a < b || b != b ? b : a;
+    case kSmaller: return a > b || b != b ? b : a;
+    default: return a * b;
+  }
+}
+
+void binary_rect(Run& run, const Op& o, View& out, const Item& item) {
   const View a = run.view(o.src[0], item.s), b = run.view(o.src[1], item.s);
   const bool broadcast = b.t->H == 1 && b.t->W == 1;
   for (int y = item.r.y0; y < item.r.y1; y++)
     for (int x = item.r.x0; x < item.r.x1; x++) {
       const float *p = pixel(a, y, x), *q = broadcast ? b.cur : pixel(b, y, x);
       write_pixel(out, y, x, run.fresh(item.s),
-                  [&](int c) { return activate(load(p + c) * load(q + c), o.act); });
+                  [&](int c) { return activate(binary(o.mode, load(p + c), load(q + c)), o.act); });
     }
 }
 
@@ -157,7 +170,7 @@ void region_item(void* ctx, int tid, int i) {
     case kAdd: return add_rect(run, o, out, item);
     case kPool: return pool_rect(run, o, out, item);
     case kAffine: return affine_rect(run, o, out, item);
-    case kMul: return mul_rect(run, o, out, item);
+    case kBinary: return binary_rect(run, o, out, item);
     case kConcat: return concat_rect(run, o, out, item, run.memory[tid].get(out.t->Cs + 64));
     default: return;
   }
@@ -168,7 +181,7 @@ bool source_changed(const Op& o, const View& src, int i, const Rect& r) {
     const int y = r.y0 * o.sh - o.pt, x = r.x0 * o.sw - o.pl;
     return src.changed_in(y, y + (r.h() - 1) * o.sh + o.kh, x, x + (r.w() - 1) * o.sw + o.kw);
   }
-  if (o.kind == kMul && src.t->H == 1 && src.t->W == 1) return src.changed();
+  if (o.kind == kBinary && src.t->H == 1 && src.t->W == 1) return src.changed();
   const int fh = o.fh[i], fw = o.fw[i];
   return src.changed_in(r.y0 / fh, (r.y1 - 1) / fh + 1, r.x0 / fw, (r.x1 - 1) / fw + 1);
 }
@@ -226,7 +239,7 @@ void run_mean(Run& run, const Op& o) {
     run.open(out, s);
     if (!changed && out.has_stale()) out.clean({0, 1, 0, 1});
     if (!changed) continue;
-    const float *sums = run.arena(s) + o.z, count = (float)t.H * t.W;
+    const float *sums = run.arena(s) + o.z, count = o.mode ? 1.f : (float)t.H * t.W;
     write_pixel(out, 0, 0, run.fresh(s), [&](int c) {
       vf v = vf{};
       for (int k = 0; k < regions; k++) v += load(sums + (long)k * t.Cs + c);

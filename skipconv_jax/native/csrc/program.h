@@ -11,10 +11,13 @@ constexpr int kPanel = 32;     // output channels of one packed weight panel
 constexpr int kMaxSources = 8;
 constexpr int kIsaLevels = 3;  // 0 portable, 1 AVX2, 2 AVX-512
 
-enum OpKind : int32_t { kInput, kConv, kAdd, kPool, kAffine, kConcat, kMean, kMul, kOutput };
-enum Act : int32_t { kNone, kRelu, kRelu6, kSwish, kSigmoid, kTanh, kHardSwish, kElu, kGelu, kExp, kAbs };
+enum OpKind : int32_t { kInput, kConv, kAdd, kPool, kAffine, kConcat, kMean, kBinary, kOutput };
+enum Act : int32_t { kNone, kRelu, kRelu6, kSwish, kSigmoid, kTanh, kHardSwish, kElu, kGelu, kExp, kAbs,
+                     kSqrt, kRsqrt, kSquare };
 enum Algo : int32_t { kDirect, kWinograd, kDepthwise, kGrouped };
 enum Policy : int32_t { kPrevious, kReference, kAccumulate };
+enum PoolKind : int32_t { kMax, kMeanAll, kMeanValid, kSumAll };
+enum Binary : int32_t { kTimes, kPlus, kMinus, kOver, kLarger, kSmaller, kMinusFrom, kInto };
 enum Gate : int32_t { kNorm, kAlways, kLinear };
 
 // Offsets count floats from the start of one stream's arena; -1 means "not stored".

@@ -81,6 +81,9 @@ SKC_INLINE vf activate(vf v, int act) {
     case kGelu: return lanes(v, [](float x) { return .5f * x * std::erfc(-x * 0.70710678f); });
     case kExp: return lanes(v, [](float x) { return std::exp(x); });
     case kAbs: return vabs(v);
+    case kSqrt: return lanes(v, [](float x) { return std::sqrt(x); });
+    case kRsqrt: return lanes(v, [](float x) { return 1.f / std::sqrt(x); });
+    case kSquare: return v * v;
     default: return v;
   }
 }

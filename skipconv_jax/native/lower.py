@@ -1,0 +1,191 @@
+"""Nodes of a folded graph to operations of the native engine."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from skipconv_jax import graph as g
+from skipconv_jax.native.builder import ACTIVATIONS, BINARIES, ProgramBuilder, Ref
+from skipconv_jax.ops import AlwaysGate, GumbelGate, InputNormGate, OutputNormGate, policy_name
+from skipconv_jax.ops.gates import Gate, GateParams
+from skipconv_jax.transform import Rule
+
+Avals = Mapping[int, jax.ShapeDtypeStruct]
+_ACT = {"logistic": "sigmoid"}
+_POLICIES = ("previous", "reference", "accumulate")
+_FLIPPED = {"mul": "mul", "add": "add", "max": "max", "min": "min", "sub": "rsub", "div": "rdiv"}
+
+
+def position_shape(aval: jax.ShapeDtypeStruct) -> tuple[int, int, int] | None:
+    """(h, w, c) of a tensor `(B, h, w, c)` or `(B, c)`, or None where the engine has no such tensor."""
+    if aval.dtype != np.float32 or 0 in aval.shape:
+        return None
+    if len(aval.shape) == 4:
+        return aval.shape[1], aval.shape[2], aval.shape[3]
+    return (1, 1, aval.shape[1]) if len(aval.shape) == 2 else None
+
+
+def why_not(node: g.Node, avals: Avals) -> str:
+    """Why a node can't run in the engine; empty where it can."""
+    if isinstance(node, g.OtherNode):
+        return f"no rule for {node.eqn.primitive.name}"
+    shapes = [position_shape(avals[r]) for r in (*node.inputs, node.output)]
+    if None in shapes or len({avals[r].shape[0] for r in (*node.inputs, node.output)}) != 1:
+        return "shape or dtype"
+    known = [s for s in shapes if s is not None]
+    match node:
+        case g.ConvNode():
+            negative = any(p < 0 for pair in node.conv.padding for p in pair)
+            return "negative padding" if negative or node.conv.rank != 2 else ""
+        case g.UnaryNode():
+            fits = node.power == 2 if node.fn == "integer_pow" else _act(node.fn) in ACTIVATIONS
+            return "" if fits else f"no kernel for {node.fn}"
+        case g.BinaryNode():
+            return _binary_why_not(node, known)
+        case g.ReshapeNode():
+            return "" if known[0] == known[-1] else "reshape"
+        case g.ConcatNode():
+            return "" if len(node.inputs) <= 8 else "more than 8 inputs"
+    return ""
+
+
+def _binary_why_not(node: g.BinaryNode, shapes: Sequence[tuple[int, int, int]]) -> str:
+    x, y, _ = shapes
+    if node.fn not in BINARIES:
+        return f"no kernel for {node.fn}"
+    if x[2] == y[2] and (x == y or (1, 1) in (x[:2], y[:2])):
+        return ""
+    return "broadcast"
+
+
+def _act(name: str) -> str:
+    return _ACT.get(name, name)
+
+
+@dataclasses.dataclass
+class Lowering:
+    """Writes nodes into one program.
+
+    Attributes:
+      builder: of the program.
+      avals: shapes of the graph's tensors.
+      layers: rule of every Skip-Convolution.
+      gates: parameters of their gates.
+      refs: tensors of the graph that the program holds.
+    """
+
+    builder: ProgramBuilder
+    avals: Avals
+    layers: Mapping[str, Rule]
+    gates: Mapping[str, GateParams]
+    refs: dict[int, Ref] = dataclasses.field(default_factory=dict)
+
+    def input(self, ref: int, readers: Sequence[g.Node]) -> None:
+        """A tensor that enters the program."""
+        h, w, c = position_shape(self.avals[ref]) or (0, 0, 0)
+        raw = c < 16 and all(isinstance(n, g.ConvNode) and n.conv.groups == 1 for n in readers)
+        self.refs[ref] = self.builder.input(h, w, c, raw=raw)
+
+    def output(self, ref: int) -> None:
+        """A tensor that leaves it."""
+        self.builder.output(self.refs[ref])
+
+    def node(self, node: g.Node) -> None:
+        """One node, for which `why_not` is empty."""
+        x = [self.refs[r] for r in node.inputs]
+        self.refs[node.output] = self._lower(node, x)
+
+    def _lower(self, node: g.Node, x: list[Ref]) -> Ref:
+        b = self.builder
+        match node:
+            case g.ConvNode():
+                return self._conv(node, x)
+            case g.SumNode():
+                return self._sum(node, x)
+            case g.AffineNode():
+                return b.affine(x[0], node.scale, node.shift)
+            case g.UnaryNode():
+                square = node.fn == "integer_pow"
+                return b.affine(x[0], act="square" if square else _act(node.fn))
+            case g.BinaryNode():
+                swap = (x[0].h, x[0].w) == (1, 1) and (x[1].h, x[1].w) != (1, 1)
+                return b.binary(_FLIPPED[node.fn] if swap else node.fn, *(x[::-1] if swap else x))
+            case g.UpsampleNode():
+                return b.add(x, factors=[node.factor])
+            case g.PoolNode():
+                window, strides = (node.window[0], node.window[1]), (node.strides[0], node.strides[1])
+                return b.pool(x[0], node.fn, window, strides, node.padding)
+            case g.SpatialSumNode():
+                return b.mean(x[0], total=True)
+            case g.ConcatNode():
+                return b.concat(x)
+            case g.ReshapeNode():
+                return x[0]
+        raise AssertionError(f"{type(node).__name__} has no lowering")
+
+    def _sum(self, node: g.SumNode, x: list[Ref]) -> Ref:
+        """At most 8 inputs an operation: longer sums are chained."""
+        refs, factors = list(x), list(node.factors)
+        while len(refs) > 8:
+            head = self.builder.add(refs[:8], factors=factors[:8])
+            refs, factors = [head, *refs[8:]], [1, *factors[8:]]
+        return self.builder.add(refs, factors=factors, act=_act(node.act))
+
+    def _conv(self, node: g.ConvNode, x: list[Ref]) -> Ref:
+        conv, rule = node.conv, self.layers.get(node.name)
+        options: dict[str, Any] = {"policy": "accumulate", "gate": "always", "block": 8}
+        if rule is not None:
+            options = gate_options(node, rule, self.gates[node.name])
+        return self.builder.conv(
+            x[0],
+            node.kernel,
+            node.bias,
+            name=node.name,
+            strides=(conv.strides[0], conv.strides[1]),
+            padding=conv.padding,
+            dilation=(conv.dilation[0], conv.dilation[1]),
+            groups=conv.groups,
+            residual=None if node.residual is None else x[1],
+            act=_act(node.act),
+            **options,
+        )
+
+
+def gate_options(node: g.ConvNode, rule: Rule, params: GateParams) -> dict[str, Any]:
+    """Policy, gate and gate parameters as `ProgramBuilder.conv` takes them.
+
+    Raises:
+      ValueError: a policy or gate the engine does not have.
+    """
+    policy = policy_name(rule.policy) if rule.policy is not None else "previous"
+    if policy not in _POLICIES:
+        raise ValueError(
+            f"`policy` of {node.name!r} (={rule.policy}) must be one of {_POLICIES} in a native plan; "
+            "run `net.apply` for the others."
+        )
+    options: dict[str, Any] = {"policy": policy, "block": rule.gate.block}
+    return {**options, **_gate(node, rule.gate, params)}
+
+
+def _gate(node: g.ConvNode, gate: Gate, params: GateParams) -> dict[str, Any]:
+    if type(gate) is AlwaysGate:
+        return {"gate": "always"}
+    if type(gate) is GumbelGate:
+        flat = [np.ravel(params["bias"]), np.ravel(params["kernel"])]
+        return {"gate": "linear", "gate_params": np.concatenate(flat)}
+    if type(gate) not in (InputNormGate, OutputNormGate):
+        raise ValueError(
+            f"`gate` of {node.name!r} (={gate}) must be an InputNormGate, OutputNormGate, GumbelGate or "
+            "AlwaysGate in a native plan; run `net.apply` for the others."
+        )
+    mean = getattr(gate, "reduction", "mean") == "mean"
+    conv = node.conv
+    count = float(conv.window[0] * conv.window[1] * conv.in_channels) if mean else 1.0
+    factor = 1.0
+    if type(gate) is OutputNormGate:
+        factor = node.weights_mean if mean else node.weights_sum
+    threshold = [float(params["threshold"])]
+    return {"gate": "norm", "gate_params": threshold, "factor": factor, "count": count}

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from skipconv_jax import Rule
+from skipconv_jax.calibration.plan import Plan
 from skipconv_jax.ops import (
     POLICIES,
     AlwaysGate,
@@ -56,11 +57,13 @@ def base() -> ConfigDict:
     config.model = ConfigDict({"name": "hrnet", "joints": 15})
     config.input = ConfigDict({"height": 256, "width": 256})
     # `gate`: default gate of all convolutions; `rules`: ((pattern, None or gate settings), ...).
+    # `plan`: a file of calibrate.py, which takes the place of gate, rules and policy.
     config.skip = ConfigDict(
         {
             "gate": ConfigDict({"name": "gumbel", "block": 8}, type_safe=False),
             "policy": "previous",
             "rules": (),
+            "plan": "",
             "implementation": None,
         },
         type_safe=False,
@@ -182,9 +185,11 @@ def skip_options(config: ConfigDict) -> dict[str, Any]:
     """Keyword arguments of `skip(fn, ...)` for this configuration.
 
     Raises:
-      ValueError: an unknown gate or policy.
+      ValueError: an unknown gate or policy, or a plan that can't be read.
     """
     settings = config.skip
+    if settings.plan:
+        return {"rules": Plan.load(settings.plan), "implementation": settings.implementation}
     if settings.policy not in POLICIES:
         raise ValueError(f"`skip.policy` (={settings.policy!r}) must be one of {sorted(POLICIES)}.")
     rules = [(pattern, None if g is None else Rule(gate=gate(g))) for pattern, g in settings.rules]

@@ -1,0 +1,69 @@
+"""Finds a plan of gates for a trained network: `python calibrate.py --config FILE --budget B`.
+
+B is macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME, per frame after the reference frame. `--clip` is
+a video or a folder of images; without it the config's training clips are taken, and its test clips
+are the held-out frames. Writes the plan; exit code 3 if the held-out frames do not keep the budget.
+Run it with `--config.skip.plan=FILE` in eval.py and stream.py, or `skip(fn, Plan.load(FILE))`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from skipconv_jax.calibration import Budget
+from skipconv_jax.calibration.plan import GATES
+from skipconv_jax.commands import common
+from skipconv_jax.commands.calibrate import Settings, find_plan, report
+from skipconv_jax.experiment import build
+from skipconv_jax.ops import POLICIES
+
+_BUDGET = flags.DEFINE_string("budget", None, "macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME")
+_CLIP = flags.DEFINE_string("clip", None, "video or folder of images; default the config's clips")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
+_POLICY = flags.DEFINE_enum(
+    "policy", "reference", sorted(POLICIES), "what the plan is to run under"
+)
+_NORM = flags.DEFINE_enum("norm", "input_norm", sorted(GATES), "gate whose thresholds are sought")
+_BLOCKS = flags.DEFINE_list("blocks", ["4", "8"], "block sizes to choose from, per layer")
+_FRAMES = flags.DEFINE_integer("frames", 32, "frames to calibrate on, and to check", lower_bound=2)
+_STREAMS = flags.DEFINE_integer("streams", 4, "clips of the data set to take", lower_bound=1)
+_LABELS = flags.DEFINE_bool("labels", False, "drop of PCK against labels, not of agreement")
+_OUT = flags.DEFINE_string("out", None, "file to write (default <workdir>/plan.json)")
+
+BROKEN = 3
+
+
+def main(argv: Sequence[str]) -> int:
+    """Calibrates, prints, writes and returns the exit code."""
+    common.no_arguments(argv)
+    if _BUDGET.value is None:
+        raise ValueError("`budget` (=None) must be macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME.")
+    try:
+        blocks = tuple(int(block) for block in _BLOCKS.value)
+    except ValueError as error:
+        raise ValueError(f"`blocks` (={_BLOCKS.value}) must be integers.") from error
+    experiment = build(common.CONFIG.value)
+    spec = _CHECKPOINT.value or common.trained_phase(common.workdir())
+    _, weights = common.load_weights(experiment, spec)
+    settings = Settings(
+        Budget.parse(_BUDGET.value, experiment.table().macs),
+        _CLIP.value,
+        _POLICY.value,
+        _NORM.value,
+        blocks,
+        _FRAMES.value,
+        _STREAMS.value,
+        _LABELS.value,
+    )
+    plan = find_plan(experiment, weights["model"], settings)
+    out = Path(_OUT.value) if _OUT.value else common.workdir() / "plan.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plan.save(out)
+    print(report(plan))
+    print(f"wrote {out}")
+    return 0 if plan.note("held_out")["kept"] else BROKEN
+
+
+if __name__ == "__main__":
+    common.run(main, "python calibrate.py --config FILE --budget macs=30% [--clip VIDEO]")

@@ -66,6 +66,8 @@ class _Value:
     array: Any
     on_frame: bool = False
     origin: str | None = None
+    # Holds the streams several times over, as concatenating frames along the batch does.
+    repeated: bool = False
 
 
 class Visitor:
@@ -215,7 +217,7 @@ class _Walk:
             return _bind(eqn, inputs)[0]
         order = channels_last(numbers.out_spec)
         inverse = [order.index(axis) for axis in range(len(order))]
-        return _Value(z.astype(out.dtype).transpose(inverse), True)
+        return _Value(z.astype(out.dtype).transpose(inverse), True, repeated=x.repeated)
 
     def _hidden(self, eqn: jex.JaxprEqn, inputs: list[_Value], inside: str, times: int) -> None:
         """Records the convolutions in the bodies of an equation that is not entered."""
@@ -286,7 +288,10 @@ def _bind(eqn: jex.JaxprEqn, inputs: list[_Value]) -> list[_Value]:
     """The equation as it was."""
     arrays = bind(eqn, [v.array for v in inputs])
     on_frame, origin = any(v.on_frame for v in inputs), _origin(eqn, inputs)
-    return [_Value(a, on_frame, origin) for a in arrays]
+    repeated = any(v.repeated for v in inputs) or (
+        on_frame and eqn.primitive.name == "concatenate" and eqn.params["dimension"] == 0
+    )
+    return [_Value(a, on_frame, origin, repeated) for a in arrays]
 
 
 def _origin(eqn: jex.JaxprEqn, inputs: Sequence[_Value]) -> str | None:
@@ -318,6 +323,9 @@ def _why_dense(eqn: jex.JaxprEqn, inputs: list[_Value], streams: int) -> str:
         return "it groups the batch"
     if images % streams:
         return f"its batch ({images}) is no multiple of the streams ({streams})"
+    if images != streams > 1 and x.repeated:
+        # State and resets take the images of a stream to follow one another.
+        return "its batch holds all streams one after the other several times; stack on axis 1"
     if not 1 <= x_aval.ndim - 2 <= 3:
         return f"it has {x_aval.ndim - 2} spatial axes"
     return ""

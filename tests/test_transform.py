@@ -339,6 +339,23 @@ def test_images_of_a_stream_share_its_state_and_reset():
     np.testing.assert_array_equal(state["a"].fired.min(axis=(1, 2)), [0, 0, 0, 1, 1, 1])
 
 
+def test_streams_repeated_along_the_batch_stay_dense():
+    """As in flip tests: a reset could not tell the images of a stream from the next stream's."""
+
+    def interleaved(variables, x, axis=0):
+        both = jnp.concatenate if axis == 0 else functools.partial(jnp.stack, axis=axis)
+        both = both([x, x[:, :, ::-1]]).reshape(-1, *x.shape[1:])
+        z = conv(jnp.tanh(conv(both, kernels(variables)[0])), kernels(variables)[1])
+        return z.reshape(2, -1, *z.shape[1:]).sum(axis=axis)
+
+    table = check(interleaved, VARIABLES, X)
+    assert all("several times" in row.dense_because for row in table.rows)
+    one_stream = check(interleaved, VARIABLES, X[:1])
+    by_stream = check(functools.partial(interleaved, axis=1), VARIABLES, X)
+    for table in (one_stream, by_stream):
+        assert [(row.name, row.calls) for row in table.skipped()] == [("a", 2), ("b", 2)]
+
+
 def test_rules_first_match_wins_and_none_is_dense():
     model = Linen()
     variables = model.init(KEYS[0], X)

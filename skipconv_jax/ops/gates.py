@@ -86,7 +86,7 @@ class _NormGate:
         NaN fires, so that a broken frame shows in the output instead of being skipped.
         """
         del rng
-        threshold = params["threshold"].astype(scores.dtype)
+        threshold = jnp.asarray(params["threshold"], scores.dtype)
         return lax.stop_gradient(~(scores <= threshold)).astype(scores.dtype)
 
     def macs(self, conv: Conv) -> int:

@@ -75,6 +75,7 @@ def test_a_norm_equal_to_the_threshold_does_not_fire_and_nan_does(gate):
     scores = jnp.array([0.5, 0.75, 0.25, jnp.nan])
     fired = gate(0.5).fire({"threshold": jnp.float32(0.5)}, scores, None)
     np.testing.assert_array_equal(fired, [0, 1, 0, 1])
+    np.testing.assert_array_equal(fired, gate(0.5).fire({"threshold": 0.5}, scores, None))
 
 
 def test_gumbel_sees_the_signed_residual():

@@ -14,7 +14,7 @@ The dense costs are exact: 25 and 6 times 7.7994 GMAC.
 
 Where the paper is silent: training takes 3 segments a video for the dense network and 6 for the
 gated one, cross-entropy per frame, random crops and flips; the dense phase starts from
-`--config.init_from` (a torchvision ResNet-101 checkpoint, its `fc` replaced) or from random weights.
+`--config.init_from` (a torchvision ResNet-101 checkpoint, `fc` replaced) or from random weights.
 
 Time: meant for a GPU; not measured.
 

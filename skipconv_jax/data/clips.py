@@ -1,7 +1,9 @@
 """One annotated clip of a person, wherever its frames come from."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -65,6 +67,50 @@ class PoseClip:
         return out
 
 
+class LazyClips(Sequence[PoseClip]):
+    """Clips that are read when asked for; names and lengths are known without reading.
+
+    Attributes:
+      names: of the clips.
+      lengths: frames of each.
+      mirrorable: whether all of them are.
+    """
+
+    names: list[str]
+    lengths: list[int]
+    mirrorable: bool
+
+    def _load(self, index: int) -> PoseClip:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._load(i) for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"`index` (={index}) must lie in a list of {len(self)} clips.")
+        return self._load(index % len(self))
+
+
+def names_of(clips: Sequence[PoseClip]) -> list[str]:
+    """Names of the clips, without reading them where that can be avoided."""
+    return clips.names if isinstance(clips, LazyClips) else [clip.name for clip in clips]
+
+
+def lengths_of(clips: Sequence[PoseClip]) -> list[int]:
+    """Frames of the clips, without reading them where that can be avoided."""
+    return clips.lengths if isinstance(clips, LazyClips) else [clip.length for clip in clips]
+
+
+def all_mirrorable(clips: Sequence[PoseClip]) -> bool:
+    """Whether mirrored frames of these clips are valid ones."""
+    if isinstance(clips, LazyClips):
+        return clips.mirrorable
+    return all(clip.mirrorable for clip in clips)
+
+
 def decode_image(data: bytes, what: str) -> np.ndarray:
     """Bytes of a PNG or JPEG to `(H, W, 3)` uint8, RGB.
 
@@ -87,6 +133,29 @@ def is_whole_image(data: bytes) -> bool:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data.rstrip(b"\0")[-8:-4] == b"IEND" or data[-8:-4] == b"IEND"
     return data.startswith(b"\xff\xd8") and b"\xff\xd9" in data[-64:]
+
+
+def check_frames(
+    root: Path, paths: Iterable[Path], decode_all: bool, problems: list[tuple[str, str]]
+) -> tuple[int, int] | None:
+    """Size of numbered frames, from the first one; with `decode_all` every frame is decoded."""
+    shape = None
+    for number, path in enumerate(paths, 1):
+        relative = path.relative_to(root).as_posix()
+        if int("".join(c for c in path.stem if c.isdigit())) != number:
+            problems.append((relative, f"frame {number} is missing before it"))
+            break
+        if number > 1 and not decode_all:
+            continue
+        try:
+            found = decode_image(path.read_bytes(), relative).shape[:2]
+        except (ValueError, OSError, cv2.error) as error:
+            problems.append((relative, str(error)))
+            continue
+        shape = shape or (found[0], found[1])
+        if found != shape:
+            problems.append((relative, f"image of {found}, the others are {shape}"))
+    return shape
 
 
 def mask_boxes(masks: np.ndarray) -> np.ndarray:

@@ -13,11 +13,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import scipy.io
 
-from skipconv_jax.data.clips import PoseClip, decode_image, mask_boxes
+from skipconv_jax.data.clips import PoseClip, check_frames, mask_boxes
 from skipconv_jax.tasks.pose import JOINTS, from_matlab
 
 SUBSETS = ("full", "sub")
@@ -148,7 +147,7 @@ class JhmdbFolder:
         paths = self.frame_paths(name)
         joints = self._joints(name, problems)
         masks = self._masks(name, problems)
-        shape = _check_images(self.root, paths, decode_all, problems)
+        shape = check_frames(self.root, paths, decode_all, problems)
         if not paths:
             problems.append((f"{_IMAGES}/{name}", "no images"))
         if joints is not None and paths and len(joints) != len(paths):
@@ -234,29 +233,6 @@ def _read_mat(
     except Exception as error:
         problems.append((path, f"cannot be read ({type(error).__name__}: {error})"))
     return None
-
-
-def _check_images(
-    root: Path, paths: list[Path], decode_all: bool, problems: list[tuple[str, str]]
-) -> tuple[int, int] | None:
-    """Size of the frames, from the first one; with `decode_all` every frame is decoded."""
-    shape = None
-    for number, path in enumerate(paths, 1):
-        relative = path.relative_to(root).as_posix()
-        if int(path.stem) != number:
-            problems.append((relative, f"frame {number} is missing before it"))
-            break
-        if number > 1 and not decode_all:
-            continue
-        try:
-            found = decode_image(path.read_bytes(), relative).shape[:2]
-        except (ValueError, OSError, cv2.error) as error:
-            problems.append((relative, str(error)))
-            continue
-        shape = shape or found
-        if found != shape:
-            problems.append((relative, f"image of {found}, the clip is {shape}"))
-    return shape
 
 
 def _fill_gaps(boxes: np.ndarray) -> np.ndarray:

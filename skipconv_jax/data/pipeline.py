@@ -25,7 +25,7 @@ import numpy as np
 
 from skipconv_jax.data import augment
 from skipconv_jax.data.augment import PoseAugmentation, View
-from skipconv_jax.data.clips import PoseClip
+from skipconv_jax.data.clips import PoseClip, all_mirrorable, lengths_of, names_of
 
 Batch = dict[str, np.ndarray]
 
@@ -76,7 +76,7 @@ class _Window:
 
 
 def _check(clips: Sequence[PoseClip], batch: int, length: int | None, size: Sequence[int]) -> None:
-    if not clips:
+    if not len(clips):
         raise ValueError("`clips` (=[]) must hold at least one clip; check split and folder.")
     if batch < 1:
         raise ValueError(f"`batch` (={batch}) must be at least 1.")
@@ -132,7 +132,8 @@ def make_train_iterator(
       ValueError: an argument is out of range, or a clip is too short.
     """
     _check(clips, batch, length, size)
-    short = [f"{clip.name} ({clip.length})" for clip in clips if clip.length < length]
+    known = zip(names_of(clips), lengths_of(clips), strict=True)
+    short = [f"{name} ({frames})" for name, frames in known if frames < length]
     if short:
         raise ValueError(
             f"`length` (={length}) must not exceed the clips' frames; too short: "
@@ -156,7 +157,7 @@ def make_train_iterator(
 
 
 def _ranges(clips: Sequence[PoseClip], augmentation: PoseAugmentation | None) -> PoseAugmentation:
-    mirrorable = all(clip.mirrorable for clip in clips)
+    mirrorable = all_mirrorable(clips)
     if augmentation is None:
         return PoseAugmentation(flip=0.5 if mirrorable else 0.0)
     if augmentation.flip > 0 and not mirrorable:
@@ -183,11 +184,11 @@ class _Piece:
 
 def _pieces(clips: Sequence[PoseClip], length: int | None) -> list[_Piece]:
     if length is None:
-        return [_Piece(i, 0, clip.length) for i, clip in enumerate(clips)]
+        return [_Piece(i, 0, frames) for i, frames in enumerate(lengths_of(clips))]
     return [
-        _Piece(i, start, min(start + length, clip.length))
-        for i, clip in enumerate(clips)
-        for start in range(0, clip.length, length)
+        _Piece(i, start, min(start + length, frames))
+        for i, frames in enumerate(lengths_of(clips))
+        for start in range(0, frames, length)
     ]
 
 
@@ -224,7 +225,7 @@ def make_eval_iterator(
       ValueError: an argument is out of range.
     """
     _check(clips, batch, length, size)
-    padded = max(clip.length for clip in clips) if length is None else length
+    padded = max(lengths_of(clips)) if length is None else length
     window = _Window(padded, *size, margin, normalized, {})
     index, count = _checked(process)
     pieces = _pieces(clips, length)

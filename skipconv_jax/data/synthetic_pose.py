@@ -8,7 +8,6 @@ continues where it stopped. A clip's folder of images appears last and whole.
 
 import argparse
 import dataclasses
-import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +20,9 @@ from rich.progress import track
 
 from skipconv_jax.data.draw_figure import LIMBS, draw_figure, random_clothes
 from skipconv_jax.data.figure import ACTIONS, random_motion
+from skipconv_jax.data.folders import PARTIAL, write_note, write_text
 from skipconv_jax.data.scenery import SensorNoise, random_background, random_distractors
 from skipconv_jax.tasks.pose import to_matlab
-
-_NOTE = "synthetic.json"
-_PARTIAL = ".partial"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +141,7 @@ def _start(
 
 def write_clip(out: Path, clip: SyntheticClip) -> None:
     """Writes a clip in JHMDB's layout; its images' folder appears last, complete."""
-    partial = out / _PARTIAL / clip.name
+    partial = out / PARTIAL / clip.name
     shutil.rmtree(partial, ignore_errors=True)
     images = partial / "images"
     images.mkdir(parents=True)
@@ -204,36 +201,23 @@ def generate(
     if clips < 1:
         raise ValueError(f"`clips` (={clips}) must be at least 1.")
     out = Path(out)
-    _write_note(out, scene, seed)
+    write_note(
+        out,
+        {
+            "generator": "skipconv_jax.data.synthetic_pose",
+            "mirrorable": scene.limbs == "plain",
+            "seed": seed,
+            "scene": dataclasses.asdict(scene),
+        },
+    )
     todo = [n for n in range(clips) if not (out / "Rename_Images" / clip_name(n)).is_dir()]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         done = pool.map(lambda n: write_clip(out, render_clip(scene, seed, n)), todo)
         for _ in track(done, "Rendering clips", len(todo), disable=not progress):
             pass
-    shutil.rmtree(out / _PARTIAL, ignore_errors=True)
+    shutil.rmtree(out / PARTIAL, ignore_errors=True)
     _write_splits(out, clips)
     return [clip_name(n) for n in range(clips)]
-
-
-def _write_note(out: Path, scene: Scene, seed: int) -> None:
-    """Records how a set was made; refuses to mix two."""
-    note = {
-        "generator": "skipconv_jax.data.synthetic_pose",
-        "mirrorable": scene.limbs == "plain",
-        "seed": seed,
-        "scene": dataclasses.asdict(scene),
-    }
-    path = out / _NOTE
-    if path.is_file():
-        found = json.loads(path.read_text())
-        if found != note:
-            raise ValueError(
-                f"`out` (={str(out)!r}) must not hold a set made with other settings "
-                f"({found['scene']}, seed {found['seed']}); use another folder or delete this one."
-            )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    _write_text(path, json.dumps(note, indent=2) + "\n")
 
 
 def _write_splits(out: Path, clips: int) -> None:
@@ -245,15 +229,8 @@ def _write_splits(out: Path, clips: int) -> None:
             test = (n // len(ACTIONS)) % 4 == split
             lines[action].append(f"{clip}.avi {2 if test else 1}\n")
         for action, text in lines.items():
-            _write_text(out / "splits" / f"{action}_test_split{split}.txt", "".join(text))
-            _write_text(out / "sub_splits" / f"{action}_test_split_{split}.txt", "".join(text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+            write_text(out / "splits" / f"{action}_test_split{split}.txt", "".join(text))
+            write_text(out / "sub_splits" / f"{action}_test_split_{split}.txt", "".join(text))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,0 +1,35 @@
+"""Writing data sets so that a kill at any point leaves nothing half-written behind as if whole."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+NOTE = "synthetic.json"
+PARTIAL = ".partial"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file; it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_note(out: Path, note: dict[str, Any]) -> None:
+    """Records in `out` how a generated set was made; refuses to mix two.
+
+    Raises:
+      ValueError: `out` holds a set made with other settings.
+    """
+    path = out / NOTE
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if found != note:
+            raise ValueError(
+                f"`out` (={str(out)!r}) must not hold a set made with other settings "
+                f"({found}); use another folder or delete this one."
+            )
+        return
+    write_text(path, json.dumps(note, indent=2) + "\n")

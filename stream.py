@@ -23,6 +23,11 @@ _PIECE = flags.DEFINE_integer("piece", 8, "frames per compiled scan", lower_boun
 _RESET = flags.DEFINE_integer(
     "reset_every", 0, "frames between reference frames, 0 never", lower_bound=0
 )
+_CUT = flags.DEFINE_bool("scene_cut", False, "take a reference frame where the scene is cut")
+_DRIFT = flags.DEFINE_integer(
+    "drift_every", 0, "frames between measurements against the dense network", lower_bound=0
+)
+_BOUND = flags.DEFINE_float("drift_bound", 0.1, "relative error past which the stream is reset")
 _MOST = flags.DEFINE_integer("max_frames", 0, "stop after so many frames, 0 for all", lower_bound=0)
 _BOX = flags.DEFINE_list("box", None, "x1,y1,x2,y2 of the person; default the whole frame")
 _SCORE = flags.DEFINE_float("min_score", 0.2, "joints with less confidence are not drawn")
@@ -47,7 +52,16 @@ def main(argv: Sequence[str]) -> int:
             f"`arguments` (={list(argv[1:])}) must be one video file or folder of images."
         )
     source = Source(argv[1])
-    settings = Settings(_PIECE.value, _RESET.value, _MOST.value, _box(), _SCORE.value)
+    settings = Settings(
+        _PIECE.value,
+        _RESET.value,
+        _MOST.value,
+        _box(),
+        _SCORE.value,
+        _CUT.value,
+        _DRIFT.value,
+        _BOUND.value,
+    )
     experiment = build(set_gate(common.CONFIG.value, *common.gate_flags()))
     spec = _CHECKPOINT.value or common.trained_phase(common.workdir())
     label, weights = common.load_weights(experiment, spec)

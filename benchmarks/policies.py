@@ -1,4 +1,4 @@
-"""Policies over 8, 64 and 512 frames, with and without reset: accuracy and output error against MACs.
+"""Policies over 8, 64 and 512 frames, with and without reset: accuracy and error against MACs.
 
     python -m benchmarks.policies --checkpoint runs/demo/dense --data data/synthetic_long \
         --video ../shared/data/video/one-by-one-person-detection.mp4
@@ -121,6 +121,11 @@ def main() -> None:
             save(args.out, "policies_frames", _tables(points, sources), points)
 
 
+def _cell(point: dict[str, Any]) -> str:
+    quality = point["agreement"] if point["pck"] is None else point["pck"]
+    return f"{100 * point['macs']:.1f} % / {point['error']:.3f} / {100 * quality:.1f}"
+
+
 def _tables(points: list[dict[str, Any]], sources: Any) -> str:
     parts = []
     for source in sources:
@@ -130,11 +135,7 @@ def _tables(points: list[dict[str, Any]], sources: Any) -> str:
             some = {
                 p["frames"]: p for p in ours if (p["threshold"], p["reset"], p["policy"]) == key
             }
-            cells = [
-                f"{100 * some[h]['macs']:.1f} % / {some[h]['error']:.3f} / "
-                + f"{100 * (some[h]['agreement'] if some[h]['pck'] is None else some[h]['pck']):.1f}"
-                for h in _HORIZONS
-            ]
+            cells = [_cell(some[horizon]) for horizon in _HORIZONS]
             rows.append([f"{key[0]:g}", str(key[1] or "never"), f"`{key[2]}`", *cells])
         header = ["threshold", "reset", "policy", *(f"{h} frames" for h in _HORIZONS)]
         quality = "PCK@.2" if ours and ours[0]["pck"] is not None else "joints agreeing with dense"

@@ -75,8 +75,9 @@ def labelled(
 def video(path: str | Path, size: tuple[int, int], frames: int, start: int = 0) -> Clip:
     """The middle square of a video, scaled to the network's input; no labels."""
     images = []
-    for index, image, _ in Source(path):
-        if index < start or image is None:
+    for frame in Source(path):
+        image = frame.image
+        if frame.index < start or image is None:
             continue
         side = min(image.shape[:2])
         top, left = ((n - side) // 2 for n in image.shape[:2])

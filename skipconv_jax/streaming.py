@@ -9,6 +9,7 @@ import numpy as np
 
 from skipconv_jax import macs
 from skipconv_jax.ops import SkipState
+from skipconv_jax.reset import Guard
 from skipconv_jax.transform import NetParams, NetState, SkipNet
 
 
@@ -20,15 +21,19 @@ class Reading(NamedTuple):
       macs: `(B,)` multiply-accumulates spent, dense convolutions included, gates not.
       firing: `{stage: (B,)}` share of the stage's multiply-accumulates spent.
       places: `(B, h, w)` share of the network's work done at each place, or None.
+      fresh: `(B,)` bool, where a reset policy took a reference frame; None without policies.
+      figures: named `(B,)` of the reset policies, such as `drift/<layer>`.
     """
 
     outputs: Any
     macs: jax.Array
     firing: dict[str, jax.Array]
     places: jax.Array | None
+    fresh: jax.Array | None = None
+    figures: dict[str, jax.Array] | None = None
 
 
-Streamer = Callable[[NetParams, NetState, Any], tuple[NetState, Reading]]
+Streamer = Callable[[NetParams, Any, Any], tuple[Any, Reading]]
 
 
 def make_streamer(
@@ -36,6 +41,7 @@ def make_streamer(
     table: macs.Table,
     read: Callable[[Any], Any],
     places: tuple[int, int] | None = None,
+    guard: Guard | None = None,
 ) -> Streamer:
     """Jitted `(params, state, frames) -> (state, readings)` over the T frames of a piece of stream.
 
@@ -44,19 +50,27 @@ def make_streamer(
       table: its table, for B streams.
       read: makes of the network's outputs what should leave the device (joints, not heatmaps).
       places: size of the map of where work was done, None for no map.
+      guard: reset policies; the state is then the pair of the network's and `guard.init(frame)`.
 
     Returns:
       A function of params, state (donated) and frames, whose arrays are `(T, B, ...)`. Pieces
       follow each other as if they were one: split a stream anywhere. A new T compiles anew.
     """
 
-    def frame_step(params: NetParams, state: NetState, x: Any) -> tuple[NetState, Reading]:
-        outputs, state = net.apply(params, state, x)
+    def reading(outputs: Any, state: NetState) -> Reading:
         firing = stage_firing(table, state)
         where = None if places is None else firing_map(table, state, places)
-        return state, Reading(read(outputs), macs.spent_total(table, state), firing, where)
+        return Reading(read(outputs), macs.spent_total(table, state), firing, where)
 
-    def run(params: NetParams, state: NetState, frames: Any) -> tuple[NetState, Reading]:
+    def frame_step(params: NetParams, carry: Any, x: Any) -> tuple[Any, Reading]:
+        if guard is None:
+            outputs, state = net.apply(params, carry, x)
+            return state, reading(outputs, state)
+        outputs, state, memory, report = guard.apply(params, *carry, x)
+        seen = reading(outputs, state)
+        return (state, memory), seen._replace(fresh=report.fresh, figures=report.figures)
+
+    def run(params: NetParams, state: Any, frames: Any) -> tuple[Any, Reading]:
         return jax.lax.scan(lambda carry, x: frame_step(params, carry, x), state, frames)
 
     return jax.jit(run, donate_argnums=1)

@@ -14,6 +14,7 @@ import numpy as np
 from skipconv_jax import macs
 from skipconv_jax.data.augment import crop_affine, invert_affine, warp_frames, warp_joints
 from skipconv_jax.experiment import Experiment
+from skipconv_jax.reset import Drift, Guard, SceneCut
 from skipconv_jax.streaming import Reading, make_streamer
 from skipconv_jax.video import Frame, Source, VideoError, VideoWriter
 from skipconv_jax.viz import draw
@@ -33,6 +34,9 @@ class Settings:
       max_frames: stop after so many; 0 for all.
       box: x1, y1, x2, y2 of the person in frame pixels; None takes the whole frame.
       min_score: joints with less confidence are not drawn.
+      scene_cut: take a reference frame where the scene is cut.
+      drift_every: frames between measurements against the dense network; 0 for none.
+      drift_bound: relative error of the last layer past which a reference frame is taken.
     """
 
     piece: int = 8
@@ -40,6 +44,14 @@ class Settings:
     max_frames: int = 0
     box: tuple[float, float, float, float] | None = None
     min_score: float = 0.2
+    scene_cut: bool = False
+    drift_every: int = 0
+    drift_bound: float = 0.1
+
+    def resets(self) -> list[Any]:
+        """The reset policies asked for."""
+        drift = Drift(self.drift_every, self.drift_bound) if self.drift_every else None
+        return [policy for policy in (SceneCut() if self.scene_cut else None, drift) if policy]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +72,16 @@ class PoseStream:
         self._net = experiment.net()
         self.table = experiment.table(self._net)
         height, width = experiment.size
+        self._guard = None
+        if settings.resets():
+            frame = experiment.frame()
+            self._guard = Guard.make(self._net, params["model"], frame, settings.resets())
         streamer = make_streamer(
             self._net,
             self.table,
             experiment.task.predict,
             (height // _PLACES, width // _PLACES),
+            self._guard,
         )
         self._state = self._fresh()
         piece = jax.ShapeDtypeStruct((settings.piece, *experiment.frame().shape), np.uint8)
@@ -73,7 +90,14 @@ class PoseStream:
 
     def _fresh(self) -> Tree:
         frame = self._experiment.frame()
-        return self._net.init(self._params["model"], frame, key=jax.random.key(0))[1]
+        state = self._net.init(self._params["model"], frame, key=jax.random.key(0))[1]
+        return state if self._guard is None else (state, self._guard.init(frame))
+
+    def _reset(self) -> None:
+        if self._guard is None:
+            self._state = self._net.reset(self._state)
+        else:
+            self._state = (self._net.reset(self._state[0]), self._state[1])
 
     def __call__(self, frames: Iterator[Frame]) -> Iterator[Seen]:
         """Runs the frames piece by piece; what must not be taken for change resets the stream."""
@@ -90,10 +114,10 @@ class PoseStream:
                     yield Seen(np.zeros((0, 0, 3), np.uint8), row, None, None)
                     continue
                 pending = "; ".join(filter(None, (pending, frame.event)))
-                self._state = self._net.reset(self._state)
+                self._reset()
             elif pending and not piece:
                 # The first good frame after lost ones.
-                self._state = self._net.reset(self._state)
+                self._reset()
             piece.append(frame)
             if len(piece) == self._settings.piece:
                 yield from self._flush(piece, pending)
@@ -136,12 +160,16 @@ class PoseStream:
             "frame": frame.index,
             "gmac": float(reading.macs[t, 0]) / macs.GIGA,
             "ms": ms,
-            "firing": {stage: float(share[t, 0]) for stage, share in reading.firing.items()},
+            "firing": {stage: float(reading.firing[stage][t, 0]) for stage in self.table.stages()},
             "joints": np.round(warp_joints(joints, invert_affine(affine)), 2).tolist(),
             "scores": np.round(scores, 4).tolist(),
         }
+        if reading.figures:
+            row |= {name: round(float(value[t, 0]), 6) for name, value in reading.figures.items()}
         if reset:
             row["reset"] = reset
+        elif reading.fresh is not None and reading.fresh[t, 0] and frame.index:
+            row["reset"] = "reset policy"
         places = None if reading.places is None else np.asarray(reading.places[t, 0])
         return Seen(image, row, places, affine)
 

@@ -178,7 +178,7 @@ class _Kernel:
             plgpu.commit_smem()
             weights = self.smem["weights"].at[slot]
             if self.sums_innermost:
-                weights = plgpu.transpose_ref(weights, (1, 0))
+                weights = weights.transpose((1, 0))
             plgpu.wgmma(total, self.smem["inputs"].at[parity], weights)
             # The product before this one is done, so the stage it read may be filled again.
             plgpu.wgmma_wait(1)
@@ -387,9 +387,10 @@ def masked_conv(
     Raises:
       NotImplementedError: other than 2 spatial axes, blocks that 8 does not divide, groups,
         channel counts the tensor cores don't take, float64 or float16, a precision above TF32,
-        negative padding, a GPU before Hopper.
+        negative padding, a GPU that is no Hopper.
     """
-    _check(problem, operand.dtype, kernel.dtype)
+    if unsuitable := compat.unsuitable_device():
+        raise NotImplementedError(f"pallas_gpu: {unsuitable}")
     plan(problem, operand.dtype, kernel.dtype, operand.shape[-1])
     if base.dtype != jnp.float32:
         raise NotImplementedError(f"pallas_gpu: an output of {base.dtype}")

@@ -51,6 +51,20 @@ def compiled() -> bool:
     return _exporting.get() or jax.default_backend() == "gpu"
 
 
+def unsuitable_device() -> str:
+    """Why a kernel traced now can't be compiled for the default device; empty where it can.
+
+    The tensor-core instructions are Hopper's own: newer generations have others.
+    """
+    if _exporting.get() or jax.default_backend() != "gpu":
+        return ""
+    device = jax.devices()[0]
+    capability = str(getattr(device, "compute_capability", "unknown"))
+    if capability.split(".")[0] == "9":
+        return ""
+    return f"{device.device_kind} (compute capability {capability}), which is no Hopper GPU"
+
+
 def in_place(update: Callable[[Any], None], array: jax.Array) -> jax.Array:
     """The array after `update` has written to it in global memory; `update` takes a mutable buffer.
 
@@ -63,7 +77,7 @@ def in_place(update: Callable[[Any], None], array: jax.Array) -> jax.Array:
         return jax.freeze(buffer)
 
     if _PUBLIC:
-        return run(array)
+        return jax.jit(run)(array)
     # A mutable buffer inside a function with a batching rule of its own is refused when compiled,
     # so the buffer is traced away here instead of later.
     from jax._src.state.discharge import discharge_state

@@ -156,7 +156,7 @@ def timm(torchvision: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def effdet(timm: Any) -> Any:
-    """effdet, an independent EfficientDet; it compiles helpers in a way PyTorch deprecates."""
+    """effdet, an independent EfficientDet; it compiles functions in a way PyTorch deprecates."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=r"`torch\.jit\.script", category=DeprecationWarning

@@ -110,7 +110,9 @@ class Plan:
     def _jitted(self) -> Any:
         return jax.jit(self.apply, donate_argnums=0, static_argnames="threads")
 
-    def step(self, state: PlanState, x: Any, *, threads: int = 0) -> tuple[Any, PlanState, PlanState]:
+    def step(
+        self, state: PlanState, x: Any, *, threads: int = 0
+    ) -> tuple[Any, PlanState, PlanState]:
         """`apply`, compiled once, with the state updated in place (the old one is gone)."""
         return self._jitted(state, x, self.constants, threads=threads)
 
@@ -202,8 +204,8 @@ def _check_complete(graph: g.Graph, layers: Mapping[str, Rule]) -> None:
 
 def _partition(graph: g.Graph) -> tuple[list[g.Node], list[_Segment]]:
     """Each native node into the first program that can hold it, XLA nodes between them."""
-    program = {ref: 0 for ref in graph.inputs}  # first program that may read a tensor
-    done = {ref: -1 for ref in graph.inputs}  # program after which its value exists
+    program = dict.fromkeys(graph.inputs, 0)  # first program that may read a tensor
+    done = dict.fromkeys(graph.inputs, -1)  # program after which its value exists
     inside: dict[int, int] = {}  # program that makes it
     before: list[g.Node] = []
     segments: list[_Segment] = []

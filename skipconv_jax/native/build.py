@@ -17,9 +17,25 @@ import tempfile
 _SOURCES = ("op_conv.cpp", "op_simple.cpp", "engine.cpp")
 _COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
 # Contraction to FMA is the point of the kernels; nothing else of fast-math is wanted.
-_FLOAT = ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-unused-function", "-Wno-psabi")
+_FLOAT = (
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-unused-function",
+    "-Wno-psabi",
+)
 _X86 = {
-    "avx512": (16, ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mprefer-vector-width=512")),
+    "avx512": (
+        16,
+        (
+            "-mavx512f",
+            "-mavx512dq",
+            "-mavx512vl",
+            "-mavx512bw",
+            "-mfma",
+            "-mprefer-vector-width=512",
+        ),
+    ),
     "avx2": (8, ("-mavx2", "-mfma")),
 }
 
@@ -52,7 +68,9 @@ def compiler() -> str | None:
 def digest() -> str:
     """Hash of everything the library depends on."""
     parts = [repr((_COMMON, _FLOAT, sorted(variants().items())))]
-    parts += [p.name + p.read_text() for p in sorted(source_dir().iterdir()) if p.suffix in (".cpp", ".h")]
+    parts += [
+        p.name + p.read_text() for p in sorted(source_dir().iterdir()) if p.suffix in (".cpp", ".h")
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -102,10 +120,32 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
             for name in _SOURCES:
                 objects.append(f"{tmp}/{isa}_{name}.o")
                 defines = (f"-DSKC_ISA={isa}", f"-DSKC_VW={width}")
-                jobs.append([cxx, *_COMMON, *_FLOAT, *flags, *defines, "-c", str(src / name), "-o", objects[-1]])
+                jobs.append(
+                    [
+                        cxx,
+                        *_COMMON,
+                        *_FLOAT,
+                        *flags,
+                        *defines,
+                        "-c",
+                        str(src / name),
+                        "-o",
+                        objects[-1],
+                    ]
+                )
         for name in ("pool.cpp", "ffi.cpp"):
             objects.append(f"{tmp}/{name}.o")
-            jobs.append([cxx, *_COMMON, f"-I{jax.ffi.include_dir()}", "-c", str(src / name), "-o", objects[-1]])
+            jobs.append(
+                [
+                    cxx,
+                    *_COMMON,
+                    f"-I{jax.ffi.include_dir()}",
+                    "-c",
+                    str(src / name),
+                    "-o",
+                    objects[-1],
+                ]
+            )
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_compile, jobs))
         _compile([cxx, "-shared", "-pthread", *objects, "-o", f"{tmp}/lib.so"])

@@ -87,7 +87,9 @@ class ProgramBuilder:
 
     # -- recording ---------------------------------------------------------------------------------
     def _tensor(self, h: int, w: int, c: int, *, raw: bool = False) -> Ref:
-        self._tensors.append(TensorSpec(h, w, c, c if raw else round_up(c, 16), born=len(self._ops)))
+        self._tensors.append(
+            TensorSpec(h, w, c, c if raw else round_up(c, 16), born=len(self._ops))
+        )
         return Ref(len(self._tensors) - 1, h, w, c)
 
     def _weight(self, values: np.ndarray) -> int:
@@ -158,7 +160,9 @@ class ProgramBuilder:
         kh, kw, _, co = kernel.shape
         (pt, pb), (pl, pr) = padding
         if min(pt, pl) < 0:
-            raise ValueError(f"`padding` (={padding}) must not be negative; slice the input instead.")
+            raise ValueError(
+                f"`padding` (={padding}) must not be negative; slice the input instead."
+            )
         extent = [(k - 1) * d + 1 for k, d in zip((kh, kw), dilation, strict=True)]
         oh = (x.h + pt + pb - extent[0]) // strides[0] + 1
         ow = (x.w + pl + pr - extent[1]) // strides[1] + 1
@@ -171,9 +175,13 @@ class ProgramBuilder:
         self._border(source, x, padding, strides, extent, (oh, ow), 1 if algo == WINOGRAD else 0)
         nbh, nbw = -(-oh // block), -(-ow // block)
         if policy not in POLICIES or gate not in GATES:
-            raise ValueError(f"`policy` (={policy!r}), `gate` (={gate!r}) must be of {POLICIES}, {GATES}.")
+            raise ValueError(
+                f"`policy` (={policy!r}), `gate` (={gate!r}) must be of {POLICIES}, {GATES}."
+            )
         if policy == "accumulate" and gate == "linear":
-            raise ValueError("`gate` (='linear') must be a norm to accumulate; use policy 'reference'.")
+            raise ValueError(
+                "`gate` (='linear') must be a norm to accumulate; use policy 'reference'."
+            )
         self._use(x, delta=policy != "reference", cur=policy != "previous")
         if residual is not None:
             self._use(residual, cur=True)
@@ -198,7 +206,9 @@ class ProgramBuilder:
         if groups > 1:
             return DEPTHWISE if ci == 1 and co == groups and cs == cs_out else GROUPED
         # Winograd's weights are 16/9 as many: with many channels, memory would set the pace.
-        return WINOGRAD if winograd and cs % 16 == 0 and ci * co <= 128 * 128 and ci >= 16 else DIRECT
+        return (
+            WINOGRAD if winograd and cs % 16 == 0 and ci * co <= 128 * 128 and ci >= 16 else DIRECT
+        )
 
     def _pack(self, kernel: np.ndarray, algo: int, groups: int, cs_out: int) -> dict[str, int]:
         kernel = np.asarray(kernel, np.float32)
@@ -242,7 +252,9 @@ class ProgramBuilder:
         source: TensorSpec,
     ) -> int:
         at = self._gate_size
-        values = gate_words(gate, np.asarray(params, np.float32), factor, count, source.c, source.cs)
+        values = gate_words(
+            gate, np.asarray(params, np.float32), factor, count, source.c, source.cs
+        )
         self._gates.append(values)
         self._gate_size += values.size
         return at

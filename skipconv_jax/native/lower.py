@@ -116,7 +116,10 @@ class Lowering:
             case g.UpsampleNode():
                 return b.add(x, factors=[node.factor])
             case g.PoolNode():
-                window, strides = (node.window[0], node.window[1]), (node.strides[0], node.strides[1])
+                window, strides = (
+                    (node.window[0], node.window[1]),
+                    (node.strides[0], node.strides[1]),
+                )
                 return b.pool(x[0], node.fn, window, strides, node.padding)
             case g.SpatialSumNode():
                 return b.mean(x[0], total=True)

@@ -17,24 +17,24 @@ struct Epilogue {
 // Channels [c0, c1) of the rectangle; `tmp` is the convolution (its first column is c0), or null
 // where only the residual input changed. Previous: z += tmp, with the bias entering on the first
 // frame alone (Eq. 3). Otherwise z = tmp + bias.
-template <bool TMP, bool RES, bool CUR, bool CLAMP>
+template <bool TMP, bool RES, bool CUR, bool CLAMP, bool STEADY>
 static void epilogue_rows(const Epilogue& e, const Rect& r, const float* tmp, long stride, int c0,
                           int c1, bool whole) {
   const Op& o = *e.o;
   View& out = *e.out;
   const int C = out.t->C, act = o.act;
-  const bool previous = o.policy == kPrevious, fresh = e.fresh;
+  const bool previous = STEADY || o.policy == kPrevious, fresh = !STEADY && e.fresh;
   const vf lo = splat(act == kNone ? -__builtin_inff() : 0.f);
   const vf hi = splat(act == kRelu6 ? 6.f : __builtin_inff());
   auto apply = [&](vf v) { return CLAMP ? vmin(vmax(v, lo), hi) : activate(v, act); };
   for (int y = r.y0; y < r.y1; y++)
     for (int x = r.x0; x < r.x1; x++) {
       const long at = out.at(y, x);
-      float* z = e.z ? e.z + (long)y * o.zpitch + (long)x * out.t->Cs : nullptr;
+      float* z = STEADY || e.z ? e.z + (long)y * o.zpitch + (long)x * out.t->Cs : nullptr;
       const float* res = RES ? e.res->cur + e.res->at(y, x) : nullptr;
       vf sum = vf{};
       for (int c = c0; c < c1; c += VW) {
-        const vf b = e.bias ? load(e.bias + c) : vf{};
+        const vf b = !STEADY && e.bias ? load(e.bias + c) : vf{};
         vf zold = vf{}, znew;
         if (previous) {
           zold = fresh ? b : load(z + c);
@@ -46,10 +46,10 @@ static void epilogue_rows(const Epilogue& e, const Rect& r, const float* tmp, lo
         vf now = apply(v), old = vf{};
         if (!fresh) old = CUR ? load(out.cur + at + c) : apply(zold);
         if (!CLAMP && c + VW > C) now = keep_lanes(now, C - c), old = keep_lanes(old, C - c);
-        if (TMP && z) store(z + c, znew);
+        if (TMP && (STEADY || z)) store(z + c, znew);
         if (CUR) store(out.cur + at + c, now);
         const vf d = now - old;
-        if (out.delta) store(out.delta + at + c, d);
+        if (STEADY || out.delta) store(out.delta + at + c, d);
         sum += vabs(d);
       }
       if (TMP) tmp += stride;
@@ -65,13 +65,14 @@ struct No { static constexpr bool value = false; };
 static void epilogue(const Epilogue& e, const Rect& r, const float* tmp, long stride, int c0, int c1,
                      bool whole) {
   const bool res = e.res, cur = e.out->cur, clamp = e.o->act <= kRelu6;
-  auto pick = [&](auto t, auto k) {
-    constexpr bool T = decltype(t)::value, K = decltype(k)::value;
-    if (res && cur) return epilogue_rows<T, true, true, K>(e, r, tmp, stride, c0, c1, whole);
-    if (res) return epilogue_rows<T, true, false, K>(e, r, tmp, stride, c0, c1, whole);
-    if (cur) return epilogue_rows<T, false, true, K>(e, r, tmp, stride, c0, c1, whole);
-    return epilogue_rows<T, false, false, K>(e, r, tmp, stride, c0, c1, whole);
+  const bool steady = e.o->policy == kPrevious && !e.fresh && e.z && e.out->delta;
+  auto rows = [&](auto t, auto k, auto s) {
+    constexpr bool T = decltype(t)::value, K = decltype(k)::value, S = decltype(s)::value;
+    if (res) return epilogue_rows<T, true, true, K, S>(e, r, tmp, stride, c0, c1, whole);
+    if (cur) return epilogue_rows<T, false, true, K, S>(e, r, tmp, stride, c0, c1, whole);
+    return epilogue_rows<T, false, false, K, S>(e, r, tmp, stride, c0, c1, whole);
   };
+  auto pick = [&](auto t, auto k) { return steady ? rows(t, k, Yes{}) : rows(t, k, No{}); };
   if (tmp) return clamp ? pick(Yes{}, Yes{}) : pick(Yes{}, No{});
   return clamp ? pick(No{}, Yes{}) : pick(No{}, No{});
 }

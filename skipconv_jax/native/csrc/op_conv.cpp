@@ -152,7 +152,8 @@ void change_item(void* ctx, int, int i) {
   Run& run = *static_cast<Run*>(ctx);
   const Item& item = run.items[i];
   View out = run.view(run.op->out, item.s);
-  if (item.action == kFire && item.p0 == 0) sum_change(out, item.r);
+  const int panels = (out.t->Cs + kPanel - 1) / kPanel;
+  if (item.action == kFire && item.p0 == 0 && item.p1 < panels) sum_change(out, item.r);
 }
 
 // Finds the candidates of one stream and fills in the masks of all other blocks.
@@ -217,30 +218,59 @@ void list_items(Run& run, const Op& o, int s) {
   }
 }
 
-// Cuts tiles over output channels where there are too few of them for the threads, or where the
-// weights are so many that each core should keep its own share of them in cache.
+void push_cut(std::vector<Item>& list, Item item, int panels, int k, int parts) {
+  item.p0 = panels * k / parts;
+  item.p1 = panels * (k + 1) / parts;
+  list.push_back(item);
+}
+
+// Cuts tiles over output channels: all of them where there are too few, or where the weights are so
+// many that each core should keep its own share in cache; else those left over when every thread
+// has taken the same number. True if any was cut.
 bool split_channels(Run& run, const Op& o) {
   const int T = run.pool.threads(), co = run.call.tensors[o.out].Cs;
   const int panels = (co + kPanel - 1) / kPanel;
   if (T == 1 || panels == 1 || o.algo > kWinograd) return false;
   int n = 0;
   for (const Item& item : run.items) n += item.action == kFire;
-  const bool heavy = o.count > 400000;  // bytes of weights
-  if (n == 0 || (n >= 3 * T && !heavy)) return false;
-  int parts = n >= 2 * T || o.algo == kWinograd ? T : 2 * T;
+  const bool all = n > 0 && (n < T || o.count > 400000);  // bytes of weights
+  if (!all && n % T == 0) return false;
+  int parts = o.algo == kWinograd || n >= T ? T : 2 * T;
   if (parts > panels) parts = panels;
-  std::vector<Item> cut;
-  for (const Item& item : run.items)
-    if (item.action != kFire) cut.push_back(item);
-  for (int k = 0; k < parts; k++)
-    for (Item item : run.items)
-      if (item.action == kFire) {
-        item.p0 = panels * k / parts;
-        item.p1 = panels * (k + 1) / parts;
-        cut.push_back(item);
-      }
-  run.items.swap(cut);
+  static thread_local std::vector<Item> sorted;
+  sorted.clear();
+  for (int k = 0; all && k < parts; k++)
+    for (const Item& item : run.items)
+      if (item.action == kFire) push_cut(sorted, item, panels, k, parts);
+  int whole = 0;
+  for (const Item& item : run.items) {
+    if (item.action != kFire) {
+      sorted.push_back(item);
+    } else if (!all && whole++ < n - n % T) {
+      sorted.push_back(item);
+    } else {
+      for (int k = 0; !all && k < parts; k++) push_cut(sorted, item, panels, k, parts);
+    }
+  }
+  run.items.swap(sorted);
   return true;
+}
+
+// Ranges of about equal work: a tile that only gets its epilogue costs a fraction of a convolution.
+void balance(const Run& run, int* bounds) {
+  const int T = run.pool.threads(), n = (int)run.items.size();
+  auto cost = [](const Item& item) {
+    return item.action == kFire ? 16L * (item.p1 - item.p0) * item.r.w() : item.action == kResidual ? 8L : 1L;
+  };
+  long total = 0, sum = 0;
+  for (const Item& item : run.items) total += cost(item);
+  int k = 0;
+  bounds[0] = 0;
+  for (int i = 0; i < n; i++) {
+    sum += cost(run.items[i]);
+    while (k + 1 < T && 2 * sum * T >= 2 * total * (k + 1)) bounds[++k] = i + 1;
+  }
+  while (k < T) bounds[++k] = n;
 }
 
 }  // namespace
@@ -270,7 +300,9 @@ void run_conv(Run& run, const Op& o) {
   }
   if (!any || run.items.empty()) return;
   const bool split = split_channels(run, o);
-  run.dispatch(block_item, (int)run.items.size(), n > 0 ? 1e9 : run.items.size() * 0.5);
+  int bounds[kMaxThreads + 1];
+  balance(run, bounds);
+  run.dispatch(block_item, (int)run.items.size(), n > 0 ? 1e9 : run.items.size() * 0.5, bounds);
   if (split && run.call.tensors[o.out].m >= 0)
     run.dispatch(change_item, (int)run.items.size(), run.items.size() * 0.5);
 }

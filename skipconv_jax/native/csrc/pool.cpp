@@ -70,7 +70,7 @@ void Pool::work(int tid) {
   }
 }
 
-void Pool::run(Fn fn, void* ctx, int n, bool parallel) {
+void Pool::run(Fn fn, void* ctx, int n, bool parallel, const int* bounds) {
   if (threads_ == 1 || !parallel || n < 2) {
     for (int i = 0; i < n; i++) fn(ctx, 0, i);
     return;
@@ -79,8 +79,9 @@ void Pool::run(Fn fn, void* ctx, int n, bool parallel) {
   ctx_ = ctx;
   parts_ = threads_;
   for (int k = 0; k < parts_; k++) {
-    ranges_[k].next.store((int)((int64_t)n * k / parts_), std::memory_order_relaxed);
-    ranges_[k].end = (int)((int64_t)n * (k + 1) / parts_);
+    const int first = bounds ? bounds[k] : (int)((int64_t)n * k / parts_);
+    ranges_[k].end = bounds ? bounds[k + 1] : (int)((int64_t)n * (k + 1) / parts_);
+    ranges_[k].next.store(first, std::memory_order_relaxed);
   }
   uint64_t epoch = (gate_.load(std::memory_order_relaxed) >> 16) + 1;
   gate_.store(epoch << 16 | kOpen, std::memory_order_release);

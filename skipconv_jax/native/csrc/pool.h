@@ -21,9 +21,10 @@ class Pool {
   void end();
   int threads() const { return threads_; }
 
-  // Runs fn(ctx, tid, i) for i in [0, n); ranges of the list are dealt to the threads, which steal
-  // from each other at the end. Small lists (parallel == false) stay on the caller.
-  void run(Fn fn, void* ctx, int n, bool parallel);
+  // Runs fn(ctx, tid, i) for i in [0, n). Each thread is dealt a range, so that neighbours in the
+  // list share a cache, and steals at the end; `bounds` (threads + 1 entries) sets the ranges. Small
+  // lists (parallel == false) stay on the caller.
+  void run(Fn fn, void* ctx, int n, bool parallel, const int* bounds = nullptr);
 
   static Pool& shared();  // one per process, new after a fork
   std::mutex& lock() { return lock_; }

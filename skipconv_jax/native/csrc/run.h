@@ -54,7 +54,9 @@ struct Run {
     out.open(prev < 0 ? nullptr : call.tensors + prev, arena(s));
   }
   // Items per parallel run below which the caller works alone.
-  void dispatch(Pool::Fn fn, int n, double cost_us) { pool.run(fn, this, n, cost_us > 3.0); }
+  void dispatch(Pool::Fn fn, int n, double cost_us, const int* bounds = nullptr) {
+    pool.run(fn, this, n, cost_us > 3.0, bounds);
+  }
 };
 
 void run_conv(Run&, const Op&);

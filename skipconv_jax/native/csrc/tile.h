@@ -66,5 +66,26 @@ SKC_INLINE void panel_tile(const float* const* px, int n, const Taps& t, const f
   for (; c < pw; c += VW) tile_fn<1>(n)(px, t, w + c, pw, out + c, stride);
 }
 
+// The same for pixels at one distance and a single tap: the products of Winograd's transform.
+template <int P, int NV>
+__attribute__((noinline)) void tile_rows(const float* x, long pitch, long ci, const float* w, int pw,
+                                         float* out, long stride) {
+  vf acc[P][NV];
+  for (int p = 0; p < P; p++)
+    for (int v = 0; v < NV; v++) acc[p][v] = vf{};
+#pragma GCC unroll 4
+  for (long c = 0; c < ci; c++) {
+    vf wv[NV];
+    for (int v = 0; v < NV; v++) wv[v] = load(w + v * VW);
+    w += pw;
+    for (int p = 0; p < P; p++) {
+      vf b = splat(x[p * pitch + c]);
+      for (int v = 0; v < NV; v++) acc[p][v] += wv[v] * b;
+    }
+  }
+  for (int p = 0; p < P; p++)
+    for (int v = 0; v < NV; v++) store(out + p * stride + v * VW, acc[p][v]);
+}
+
 }  // namespace SKC_ISA
 }  // namespace skc

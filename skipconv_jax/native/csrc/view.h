@@ -5,8 +5,11 @@
 namespace skc {
 namespace SKC_ISA {
 
-SKC_INLINE void mark(uint8_t* p) { __atomic_store_n(p, 1, __ATOMIC_RELAXED); }
-SKC_INLINE void mark(int32_t* p) { __atomic_store_n(p, 1, __ATOMIC_RELAXED); }
+// Looks before it writes: a line both threads only read does not travel between their caches.
+template <class T>
+SKC_INLINE void mark(T* p) {
+  if (!__atomic_load_n(p, __ATOMIC_RELAXED)) __atomic_store_n(p, 1, __ATOMIC_RELAXED);
+}
 
 struct View {
   const Tensor* t;

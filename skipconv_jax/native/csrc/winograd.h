@@ -76,6 +76,12 @@ static void conv_winograd(const Op& o, const Input& in, const Rect& r, const flo
     const float* wp = w + (long)p * kPanel * 16 * ci;
     for (int point = 0; point < 16; point++, wp += (long)ci * pw)
       for (int q = 0; q < tiles; q += kPixels) {
+        if (tiles - q >= kPixels && pw % kSub == 0) {
+          for (int c = 0; c < pw; c += kSub)
+            tile_rows<kPixels, kVectors>(v + ((long)point * tiles + q) * cs, cs, ci, wp + c, pw,
+                                         m + ((long)point * tiles + q) * kPanel + c, kPanel);
+          continue;
+        }
         const float* px[kPixels];
         const int n = tiles - q < kPixels ? tiles - q : kPixels;
         for (int i = 0; i < n; i++) px[i] = v + ((long)point * tiles + q + i) * cs;

@@ -68,14 +68,10 @@ def pan(picture: np.ndarray, size: tuple[int, int], speed: int, frames: int) -> 
 
 def _make_step(experiment: Any, variables: Any, net: Any, frame: Any) -> tuple[Any, Any]:
     counts, warp = net.table(variables, frame), Warp.make(net, variables, frame)
-    gates = {
-        row.name: row.gate.init(None, row.conv)
-        for row in counts.skipped()
-        if row.gate is not None and row.conv is not None
-    }
 
     @jax.jit
-    def step(state: Any, x: jax.Array, motion: Flow) -> Any:
+    def step(state: Any, threshold: jax.Array, x: jax.Array, motion: Flow) -> Any:
+        gates = {row.name: {"threshold": threshold} for row in counts.skipped()}
         state, cost = warp(state, motion), warp.macs(motion)
         y, state = net.apply({"model": variables, "gates": gates}, state, x)
         dense = experiment.predict(variables, x)
@@ -88,12 +84,14 @@ def _make_step(experiment: Any, variables: Any, net: Any, frame: Any) -> tuple[A
     return step, counts
 
 
-def _run(step: Any, state: Any, clip: np.ndarray, estimate: Any) -> list[np.ndarray]:
+def _run(
+    step: Any, state: Any, threshold: float, clip: np.ndarray, estimate: Any
+) -> list[np.ndarray]:
     """Figures `(T - 1, B)`, the reference frame left out."""
     size, seen = clip.shape[2:4], []
     for t, x in enumerate(clip):
         motion = _as_flow(estimate(clip[max(t - 1, 0)], x), size)
-        state, figures = step(state, x, motion)
+        state, figures = step(state, jnp.float32(threshold), x, motion)
         seen.append(jax.device_get(figures))
     return [np.stack(part)[1:].astype(np.float64) for part in zip(*seen, strict=True)]
 
@@ -117,7 +115,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--jhmdb", type=Path)
     parser.add_argument("--video", type=Path, nargs="*", default=[])
-    parser.add_argument("--threshold", type=float, default=0.15)
+    parser.add_argument("--thresholds", type=float, nargs="*", default=[0.05, 0.15])
     parser.add_argument("--block", type=int, default=4)
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--policies", nargs="*", default=["accumulate", "previous"])
@@ -129,20 +127,22 @@ def main() -> None:
     for policy in args.policies:
         net = skip(
             experiment.predict,
-            gate=InputNormGate(args.threshold, block=args.block),
+            gate=InputNormGate(block=args.block),
             policy=POLICIES[policy](),
             implementation="reference",
         )
         step, counts = _make_step(experiment, variables, net, clip[0])
-        for how, estimate in _ESTIMATORS.items():
+        runs = [(t, *way) for t in args.thresholds for way in _ESTIMATORS.items()]
+        for threshold, how, estimate in runs:
             state = jax.jit(lambda net=net: net.init(variables, clip[0])[1])()
-            error, size, agree, spent, cost = _run(step, state, clip, estimate)
+            error, size, agree, spent, cost = _run(step, state, threshold, clip, estimate)
             own = phase_correlation_macs(*experiment.size) if how == "translation" else 0.0
             for i, source in enumerate(sources):
                 points.append(
                     {
                         "source": source,
                         "policy": policy,
+                        "threshold": threshold,
                         "warp by": how,
                         "macs": float(spent[:, i].mean() / counts.macs),
                         "warp": float((cost[:, i].mean() + own) / counts.macs),
@@ -158,15 +158,25 @@ def _table(points: list[dict[str, Any]]) -> str:
         [
             p["source"],
             f"`{p['policy']}`",
+            f"{p['threshold']:g}",
             p["warp by"],
             f"{100 * p['macs']:.1f} %",
             f"{100 * p['warp']:.1f} %",
             f"{p['error']:.3f}",
             f"{100 * p['agreement']:.1f}",
         ]
-        for p in sorted(points, key=lambda p: (p["source"], p["policy"]))
+        for p in sorted(points, key=lambda p: (p["source"], p["policy"], p["threshold"]))
     ]
-    header = ["source", "policy", "warp by", "MACs", "of the warp", "error", "joints agree, %"]
+    header = [
+        "source",
+        "policy",
+        "threshold",
+        "warp by",
+        "MACs",
+        "of the warp",
+        "error",
+        "joints agree, %",
+    ]
     return table(header, rows)
 
 

@@ -3,9 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= runs/demo
-DEMO := --config configs/hrnet_synthetic.py --workdir $(DEMO_DIR)
-SCENE := --frames 24 --height 180 --width 240
-STREAM := --frames 120 --height 160 --width 160 --clips 3
 
 .PHONY: help demo test lint format lock clean
 
@@ -28,12 +25,7 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 	touch $@
 
 demo: $(VENV)/.runtime
-	$(BIN)/python -m skipconv_jax.data.synthetic_pose --out data/synthetic $(SCENE) --clips 200 --seed 0
-	$(BIN)/python train.py $(DEMO) --resume
-	$(BIN)/python eval.py $(DEMO)
-	$(BIN)/python -m skipconv_jax.data.synthetic_pose --out $(DEMO_DIR)/unseen $(STREAM) --seed 1
-	$(BIN)/python stream.py $(DEMO_DIR)/unseen/Rename_Images/walk/synthetic_walk_00002 $(DEMO) --out $(DEMO_DIR)/stream
-	@echo 'See $(DEMO_DIR)/eval.md, $(DEMO_DIR)/firing.png and $(DEMO_DIR)/stream/'
+	$(BIN)/python -m skipconv_jax.demo --workdir $(DEMO_DIR)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile

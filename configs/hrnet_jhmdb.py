@@ -14,9 +14,9 @@ The cost of the dense network is exact: 10,193,076,224 multiply-accumulates per 
     python -m skipconv_jax.macs --config configs/hrnet_jhmdb.py
 
 Where this leaves the paper's text open: the dense phase starts from random weights unless
-`--config.init_from` names a public checkpoint; a gated batch is 2 clips of 8 frames, 16 images; batch
-statistics stay frozen while gates are trained (`--config.gated.batch_norm=train` for the other
-choice).
+`--config.init_from` names a public checkpoint; a gated batch is 2 clips of 8 frames, 16 images;
+batch statistics stay frozen while gates are trained (`--config.gated.batch_norm=train` for the
+other choice).
 
 Time: meant for a GPU; not measured.
 

@@ -27,8 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sigma = 1.5
     config.data.root = "data/synthetic"
     config.data.fetch = (
-        "Write it with `python -m skipconv_jax.data.synthetic_pose --out data/synthetic --clips 200 "
-        "--frames 24 --height 180 --width 240 --seed 0`; it takes half a minute."
+        "Write it with `python -m skipconv_jax.data.synthetic_pose --out data/synthetic --clips "
+        "200 --frames 24 --height 180 --width 240 --seed 0`; it takes half a minute."
     )
     config.data.cache = True
     config.data.augmentation = {"scale": (0.6, 1.3), "rotation": 20.0, "flip": 0.0}

@@ -96,8 +96,9 @@ def evaluate_skipped(
         valid = batch["valid"].T
         frames += int(valid.sum())
         spent += float(np.asarray(reading.macs, np.float64)[valid].sum())
-        for stage, share in reading.firing.items():
-            stages[stage] += float(np.asarray(share, np.float64)[valid].sum())
+        for stage in stages:
+            share = np.asarray(reading.firing[stage], np.float64)
+            stages[stage] += float(share[valid].sum())
     return Result(
         label,
         pck.result(),

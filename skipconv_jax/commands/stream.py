@@ -107,6 +107,8 @@ class PoseStream:
             due = self._settings.reset_every and since + len(piece) >= self._settings.reset_every
             if frame.event or due:
                 yield from self._flush(piece, pending)
+                # A reason belongs to the first frame after it, and to that one alone.
+                pending = "" if piece else pending
                 piece, since = [], 0
                 if frame.image is None:
                     pending = frame.event

@@ -10,7 +10,18 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-_COLOURS = ("#4285f4", "#db4437", "#0f9d58", "#f4a000", "#7e57c2", "#00838f", "#8d6e63", "#607d8b")
+_COLOURS = (
+    "#4285f4",
+    "#db4437",
+    "#0f9d58",
+    "#f4a000",
+    "#7e57c2",
+    "#00838f",
+    "#8d6e63",
+    "#607d8b",
+    "#c0ca33",
+    "#ec407a",
+)
 
 
 class Bins:
@@ -67,7 +78,7 @@ def stream_chart(rows: Sequence[Mapping[str, Any]], dense_gmac: float, path: Pat
     for colour, stage in zip(_cycle(rows[0]["firing"]), rows[0]["firing"], strict=True):
         shares = [100 * row["firing"][stage] for row in rows]
         axes[1].plot(frames, shares, lw=1, color=colour, label=stage)
-    axes[1].set_ylabel("fired, % of positions")
+    axes[1].set_ylabel("fired, % of MACs")
     axes[2].plot(frames, [row["ms"] for row in rows], color=_COLOURS[2], lw=1, label="time")
     axes[2].set_ylabel("ms / frame")
     axes[2].set_xlabel("frame")
@@ -77,18 +88,18 @@ def stream_chart(rows: Sequence[Mapping[str, Any]], dense_gmac: float, path: Pat
         for row in rows:
             if row.get("reset"):
                 axis.axvline(row["frame"], color="0.7", lw=0.8, zorder=0)
-        axis.legend(loc="upper right", fontsize=8, ncols=4, framealpha=0.9)
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def stage_chart(firing: Mapping[str, float], path: Path, title: str = "") -> None:
-    """Bars of the share of positions that fired, per stage (the paper's Figure 8)."""
+    """Bars of the share of work done, per stage (after the paper's Figure 8)."""
     figure, axis = plt.subplots(figsize=(6, 3.4), constrained_layout=True)
     shares = [100 * share for share in firing.values()]
     bars = axis.bar(list(firing), shares, color=_COLOURS[0])
     axis.bar_label(bars, [f"{share:.1f}" for share in shares], fontsize=8)
-    axis.set_ylabel("fired, % of positions")
+    axis.set_ylabel("fired, % of MACs")
     axis.set_ylim(0, max([*shares, 1.0]) * 1.15)
     axis.tick_params(axis="x", rotation=30)
     axis.set_title(title, fontsize=10)

@@ -5,23 +5,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-# Pairs of joints in JHMDB's order: neck, belly, face, R/L shoulder, hip, elbow, knee, wrist, ankle.
-JHMDB_LIMBS = (
-    (2, 0),
-    (0, 1),
-    (0, 3),
-    (0, 4),
-    (1, 5),
-    (1, 6),
-    (3, 7),
-    (4, 8),
-    (5, 9),
-    (6, 10),
-    (7, 11),
-    (8, 12),
-    (9, 13),
-    (10, 14),
-)
+from skipconv_jax.tasks.pose import BONES
+
 _RIGHT, _LEFT, _MIDDLE = (66, 133, 244), (244, 160, 0), (52, 168, 83)
 _FIRED = np.asarray((255, 64, 64), np.float32)
 
@@ -37,7 +22,7 @@ def draw_pose(
     image: np.ndarray,
     joints: np.ndarray,
     scores: np.ndarray | None = None,
-    limbs: Sequence[tuple[int, int]] = JHMDB_LIMBS,
+    limbs: Sequence[tuple[int, int]] = BONES,
     minimum: float = 0.0,
 ) -> np.ndarray:
     """A copy of the frame with joints and limbs.
@@ -69,7 +54,7 @@ def draw_pose(
     return canvas
 
 
-def overlay_firing(image: np.ndarray, firing: np.ndarray, alpha: float = 0.55) -> np.ndarray:
+def overlay_firing(image: np.ndarray, firing: np.ndarray, alpha: float = 0.45) -> np.ndarray:
     """The frame tinted red where convolutions fired.
 
     Args:

@@ -1,0 +1,319 @@
+"""Training and measuring the networks that the tables compare."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.setting import Row, Setting
+from skipconv_jax import SkipNet, compress, macs, skip
+from skipconv_jax.baselines.cc_image import cc_image
+from skipconv_jax.data.pipeline import make_eval_iterator, make_train_iterator
+from skipconv_jax.ops import GumbelGate
+from skipconv_jax.streaming import make_streamer
+from skipconv_jax.tasks.pose import GROUPS, Pck
+from skipconv_jax.training.checkpoints import Checkpoints
+from skipconv_jax.training.loop import Options, Phase, run
+from skipconv_jax.training.optimizer import optimizer
+from skipconv_jax.training.step import create_state, dense_loss, gated_loss
+
+Tree = Any
+Fn = Callable[..., Any]
+
+
+def train(
+    setting: Setting,
+    key: str,
+    recipe: Any,
+    loss_fn: Any,
+    variables: Tree,
+    gates: Tree,
+    seed: int = 0,
+    steps: int | None = None,
+) -> dict[str, Tree]:
+    """Trains one network into `<workdir>/<key>`, or takes it from there; returns its weights."""
+    steps = recipe.steps if steps is None else steps
+    checkpoints = Checkpoints(setting.workdir / key / "checkpoints")
+    done = checkpoints.latest == steps
+    weights = checkpoints.weights()[1] if done else {}
+    checkpoints.close()
+    if done:
+        return weights
+    experiment, data = setting.experiment, setting.config.data
+    opt = optimizer(recipe, steps)
+    clips = [clip for clip in setting.train_clips if clip.length >= recipe.clip_length]
+
+    def batches() -> Any:
+        return make_train_iterator(
+            clips,
+            batch=recipe.batch,
+            length=recipe.clip_length,
+            size=experiment.size,
+            seed=1000 * seed + 1,
+            augmentation=experiment._augmentation(),
+            margin=data.margin,
+            normalized=False,
+            cache=True,
+        )
+
+    phase = Phase(key, steps, loss_fn, opt, lambda: create_state(variables, gates, opt), batches)
+    options = Options(log_every=50, checkpoint_every=100, resume=True)
+    state = run(phase, setting.workdir, seed, options)
+    return {"model": state.variables, "gates": state.weights["gates"]}
+
+
+def dense_network(setting: Setting) -> Tree:
+    """Variables of the dense network that everything starts from."""
+    experiment, recipe = setting.experiment, setting.config.dense
+    loss = dense_loss(experiment.forward("train"), experiment.task)
+    return train(setting, "dense", recipe, loss, experiment.variables(), {})["model"]
+
+
+def dense(setting: Setting) -> Row:
+    """The row of the dense network."""
+
+    def compute() -> Row:
+        net = skip(setting.experiment.predict, [("*", None)])
+        return measure(setting, net, {"model": dense_network(setting), "gates": {}})
+
+    return setting.row("dense", compute)
+
+
+def gated_network(
+    setting: Setting,
+    *,
+    beta: float,
+    block: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    wrap: Callable[[Fn], Fn] = lambda fn: fn,
+    base: Tree = None,
+    key: str = "skip",
+    make: Callable[..., SkipNet] = skip,
+) -> tuple[SkipNet, Tree]:
+    """A network with trained Gumbel gates: the skipped inference network and its weights.
+
+    Args:
+      setting: of the run.
+      beta: weight of the gate loss.
+      block: side of the gates' blocks.
+      length: T in training; the batch is changed so that a step sees as many frames.
+      seed: of the run.
+      wrap: makes the compressed network of a dense one.
+      base: variables to start from; those of the dense network by default.
+      key: name of the kind of run.
+      make: `skip`, or `cc_image`.
+    """
+    experiment = setting.experiment
+    recipe = setting.config.gated.copy_and_resolve_references()
+    frames = recipe.batch * recipe.clip_length
+    recipe.clip_length = length or recipe.clip_length
+    recipe.batch = max(frames // recipe.clip_length, 1)
+    gate_settings = dict(setting.config.skip.gate)
+    block = block or gate_settings["block"]
+    gate = GumbelGate(block=block, bias_init=gate_settings["bias_init"])
+    base = dense_network(setting) if base is None else base
+    net = make(wrap(experiment.forward("frozen")), gate=gate)
+    served = make(wrap(experiment.predict), gate=gate)
+    frame = experiment.frame()
+    params, _ = net.init(base, frame, key=jax.random.key(seed))
+    name = f"{key}-b{block}-beta{beta:g}-T{recipe.clip_length}-seed{seed}"
+    loss = gated_loss(net, net.table(base, frame), experiment.task, beta)
+    return served, train(setting, name, recipe, loss, base, params["gates"], seed)
+
+
+def skipped(setting: Setting, beta: float, reset_every: int | None = None, **options: Any) -> Row:
+    """The row of a network with trained gates; `options` as for `gated_network`."""
+    key, seed = options.get("key", "skip"), options.get("seed", 0)
+    block = options.get("block") or setting.config.skip.gate["block"]
+    length = options.get("length") or setting.config.gated.clip_length
+    reset = setting.config.eval.reset_every if reset_every is None else reset_every
+    name = f"{key}-b{block}-beta{beta:g}-T{length}-reset{reset}-seed{seed}"
+
+    def compute() -> Row:
+        net, params = gated_network(setting, beta=beta, **options)
+        return measure(setting, net, params, reset) | {"beta": beta, "seed": seed}
+
+    return setting.row(name, compute)
+
+
+def cc(setting: Setting, beta: float, seed: int = 0) -> Row:
+    """The row of CC-image."""
+    return skipped(setting, beta, key="cc", seed=seed, make=cc_image)
+
+
+def _subset(setting: Setting) -> dict[str, jax.Array]:
+    """Frames of training clips that ranks are chosen on."""
+    count = 2 if setting.quick else 32
+    clips = setting.train_clips[:: max(len(setting.train_clips) // count, 1)][:count]
+    batch = next(
+        make_eval_iterator(
+            clips,
+            batch=len(clips),
+            length=2,
+            size=setting.experiment.size,
+            margin=setting.config.data.margin,
+            normalized=False,
+        )
+    )
+    return {name: jnp.asarray(batch[name][:, 0]) for name in ("frames", "joints", "visible")}
+
+
+def svd_network(setting: Setting, method: str, target: float) -> tuple[Callable[[Fn], Fn], Tree]:
+    """An SVD-compressed network at `target` of the cost, fine-tuned: how to wrap, its variables."""
+    experiment = setting.experiment
+    dense_variables = dense_network(setting)
+    kernels, total = compress.find_kernels(experiment.predict, dense_variables, experiment.frame())
+    batch = _subset(setting)
+    run_loss = jax.jit(
+        lambda v: experiment.task.losses(experiment.predict(v, batch["frames"]), batch)["heatmap"]
+    )
+    candidates = compress.score_candidates(
+        kernels,
+        dense_variables,
+        method,
+        lambda v: -float(run_loss(v)),
+        ratios=(0.3, 0.6) if setting.quick else compress.search.RATIOS,
+        cache=setting.workdir / "ranks" / f"{method}.jsonl",
+        label=f"heatmap loss on {len(batch['frames'])} training frames",
+        progress=not setting.quick,
+    )
+    chosen = compress.select(candidates, kernels, total, target)
+    made = compress.factorization(kernels, chosen.plan)
+    loss = dense_loss(made.wrap(experiment.forward("train")), experiment.task)
+    recipe = finetuning(setting)
+    start = made.variables(dense_variables)
+    weights = train(setting, f"svd-{method}-{target:g}", recipe, loss, start, {})
+    return made.wrap, weights["model"]
+
+
+def finetuning(setting: Setting) -> Any:
+    """The dense recipe, shortened to the gated phase's steps and rate: every row gets as much."""
+    recipe = setting.config.dense.copy_and_resolve_references()
+    gated = setting.config.gated
+    recipe.update({"steps": gated.steps, "lr": gated.lr, "warmup": 0})
+    recipe.gate_lr_scale = gated.gate_lr_scale
+    return recipe
+
+
+def svd(setting: Setting, method: str, target: float) -> Row:
+    """The row of an SVD-compressed network."""
+
+    def compute() -> Row:
+        wrap, variables = svd_network(setting, method, target)
+        net = skip(wrap(setting.experiment.predict), [("*", None)])
+        return measure(setting, net, {"model": variables, "gates": {}}) | {"target": target}
+
+    return setting.row(f"svd-{method}-{target:g}", compute)
+
+
+def svd_skipped(setting: Setting, target: float, beta: float) -> Row:
+    """The row of a network compressed by spatial SVD, then gated."""
+    key = f"svd{target:g}-skip"
+
+    def compute() -> Row:
+        wrap, variables = svd_network(setting, "spatial", target)
+        net, params = gated_network(setting, beta=beta, wrap=wrap, base=variables, key=key)
+        return measure(setting, net, params) | {"target": target, "beta": beta}
+
+    return setting.row(f"{key}-beta{beta:g}", compute)
+
+
+def l0(setting: Setting, weight: float) -> Row:
+    """The row of L0 pruning: trained gates, channels removed, batch norm estimated anew."""
+
+    def compute() -> Row:
+        experiment, variables = setting.experiment, dense_network(setting)
+        frame = experiment.frame()
+        groups = compress.find_groups(experiment.predict, variables, frame)
+        kernels, total = compress.find_kernels(experiment.predict, variables, frame)
+        forward = experiment.forward("train")
+        loss = compress.l0_loss(forward, experiment.task, groups, kernels, total, weight)
+        gates = compress.init_gates(groups)
+        weights = train(setting, f"l0-{weight:g}", finetuning(setting), loss, variables, gates)
+        cut, smaller = compress.prune(groups, weights["gates"], weights["model"])
+        frames = jnp.asarray(_test_images(setting, compress.batch_norm.IMAGES))
+        smaller = compress.reestimate(cut.wrap(forward), smaller, frames)
+        net = skip(cut.wrap(experiment.predict), [("*", None)])
+        return measure(setting, net, {"model": smaller, "gates": {}}) | {"weight": weight}
+
+    return setting.row(f"l0-{weight:g}", compute)
+
+
+def _batches(setting: Setting, reset_every: int) -> Any:
+    return make_eval_iterator(
+        setting.test_clips,
+        batch=setting.config.eval.batch,
+        length=reset_every or None,
+        size=setting.experiment.size,
+        margin=setting.config.data.margin,
+        normalized=False,
+    )
+
+
+def _test_images(setting: Setting, count: int) -> np.ndarray:
+    """Test frames without their labels, as the paper takes them for batch norm."""
+    found: list[np.ndarray] = []
+    for batch in _batches(setting, 8):
+        found.append(batch["frames"][:, 0])
+        if sum(len(f) for f in found) >= count:
+            break
+    return np.concatenate(found)[:count]
+
+
+def measure(
+    setting: Setting, net: SkipNet, params: dict[str, Tree], reset_every: int | None = None
+) -> Row:
+    """PCK and cost on the test clips, a new reference frame every `reset_every` frames (0: never).
+
+    Returns:
+      `pck` (mean of 15 joints), `groups`, `gmac` per frame, `gate_gmac`, `dense_gmac`, `firing`.
+    """
+    experiment, streams = setting.experiment, setting.config.eval.batch
+    reset = setting.config.eval.reset_every if reset_every is None else reset_every
+    table = net.table(params["model"], experiment.frame(streams))
+    streamer = make_streamer(net, table, lambda outputs: experiment.task.predict(outputs)[0])
+    pck, frames, spent = Pck(), 0, 0.0
+    stages = dict.fromkeys(table.stages(), 0.0)
+    for batch in _batches(setting, reset):
+        _, state = net.init(params["model"], experiment.frame(streams), key=jax.random.key(0))
+        _, reading = streamer(params, state, np.swapaxes(batch["frames"], 0, 1))
+        joints = np.swapaxes(np.asarray(reading.outputs), 0, 1)
+        valid = batch["valid"]
+        counted = batch["visible"] & valid[..., None]
+        pck.update(joints, batch["joints"], batch["size"], counted, batch["scale"])
+        frames += int(valid.sum())
+        spent += float(np.asarray(reading.macs, np.float64)[valid.T].sum())
+        for stage, share in reading.firing.items():
+            stages[stage] += float(np.asarray(share, np.float64)[valid.T].sum())
+    result = pck.result()
+    return {
+        "pck": 100 * result["mean15"],
+        "groups": {name: 100 * result[f"group/{name}"] for name in GROUPS},
+        "gmac": spent / frames / macs.GIGA,
+        "gate_gmac": table.gate_macs / macs.GIGA,
+        "dense_gmac": table.macs / macs.GIGA,
+        "firing": {stage: total / frames for stage, total in stages.items()},
+        "frames": frames,
+    }
+
+
+def mean_row(rows: Sequence[Row]) -> Row:
+    """Mean of several seeds, with the spread (largest minus smallest) of PCK and cost."""
+    first = dict(rows[0])
+    for name in ("pck", "gmac"):
+        values = [row[name] for row in rows]
+        first[name] = float(np.mean(values))
+        first[f"{name}_spread"] = float(np.ptp(values))
+    first["groups"] = {g: float(np.mean([r["groups"][g] for r in rows])) for g in first["groups"]}
+    first["firing"] = {s: float(np.mean([r["firing"][s] for r in rows])) for s in first["firing"]}
+    return first | {"seeds": [row["seed"] for row in rows]}
+
+
+def results_folder(setting: Setting) -> Path:
+    """Where results go; made if need be."""
+    setting.out.mkdir(parents=True, exist_ok=True)
+    return setting.out

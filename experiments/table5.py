@@ -1,0 +1,155 @@
+"""Table 5: TSN on 25 and on 6 segments of a video, dense and skipped.
+
+On synthetic clips with a small ResNet; `--config configs/tsn_jhmdb.py` runs the paper's experiment
+where JHMDB is at hand.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments.report import Claim, Report, curves
+from experiments.setting import ROOT, Row, Setting, parser, setting
+from skipconv_jax import actions
+from skipconv_jax import config as configs
+from skipconv_jax.data import synthetic_pose
+from skipconv_jax.experiment import DENSE, GATED
+from skipconv_jax.training.checkpoints import Checkpoints
+from skipconv_jax.training.loop import Options, run
+
+PAPER = (
+    ("network", "top-1", "GMAC / video"),
+    ("TSN-25", "55.49", "194.98"),
+    ("TSN-25 + Skip-Conv", "54.77", "41.02"),
+    ("TSN-6", "53.84", "46.80"),
+    ("TSN-6 + Skip-Conv", "53.77", "35.83"),
+)
+SYNTHETIC = ROOT / "configs" / "tsn_synthetic.py"
+
+
+def _config(where: Setting, spec: str) -> ConfigDict:
+    config = configs.load(spec)
+    if Path(spec) == SYNTHETIC:
+        # Longer videos than the pose clips: 25 segments of 50 frames.
+        clips, scene = 240, synthetic_pose.Scene(height=120, width=160, frames=50)
+        if where.quick:
+            clips, scene = 20, synthetic_pose.Scene(height=48, width=64, frames=6, distractors=0)
+        config.data.root = str(where.workdir / "videos")
+        synthetic_pose.generate(where.workdir / "videos", clips, scene, progress=not where.quick)
+    if where.quick:
+        config.data.short_side = 40
+        config.input.update({"height": 32, "width": 32})
+        config.model.update({"depths": (1,), "width": 4})
+        config.dense.update({"steps": 2, "batch": 2, "clip_length": 2})
+        config.gated.update({"steps": 2, "batch": 2, "clip_length": 2})
+        config.eval.segments = (4, 2)
+    return config
+
+
+def _trained(where: Setting, experiment: Any, name: str, seed: int) -> dict[str, Any]:
+    """Weights of a finished phase; trains what is missing of it."""
+    folder = where.workdir / f"tsn-seed{seed}"
+    phase = experiment.phase(name, folder)
+    checkpoints = Checkpoints(folder / name / "checkpoints")
+    done = checkpoints.latest == phase.steps
+    checkpoints.close()
+    if not done:
+        run(phase, folder, seed, Options(log_every=50, checkpoint_every=100, resume=True))
+    checkpoints = Checkpoints(folder / name / "checkpoints")
+    _, weights = checkpoints.weights()
+    checkpoints.close()
+    return weights
+
+
+def measure(where: Setting, config: ConfigDict, seed: int) -> list[Row]:
+    """Dense and skipped rows for every number of segments."""
+    config = config.copy_and_resolve_references()
+    config.seed = seed
+    experiment = actions.build(config)
+
+    def compute() -> Row:
+        clips = experiment.clips("test")
+        dense = _trained(where, experiment, DENSE, seed)["model"]
+        gated = jax.tree.map(lambda leaf: leaf, _trained(where, experiment, GATED, seed))
+        rows = []
+        for segments in config.eval.segments:
+            rows.append(actions.evaluate_dense(experiment, dense, clips, segments))
+            rows.append(actions.evaluate_skipped(experiment, gated, clips, segments))
+        return {"rows": [dataclasses.asdict(row) for row in rows]}
+
+    stored: list[Row] = where.row(f"table5-seed{seed}", compute)["rows"]
+    return stored
+
+
+def report(where: Setting, spec: str) -> None:
+    """Measures and writes everything."""
+    config = _config(where, spec)
+    per_seed = [measure(where, config, seed) for seed in where.seeds]
+    rows = []
+    for same in zip(*per_seed, strict=True):
+        top1, gmac = ([row[name] for row in same] for name in ("top1", "gmac"))
+        mean = {"top1": sum(top1) / len(same), "gmac": sum(gmac) / len(same)}
+        rows.append(same[0] | mean | {"spread": max(top1) - min(top1)})
+    lines = [
+        (
+            row["label"],
+            f"{100 * row['top1']:.2f} ± {50 * row['spread']:.2f}",
+            f"{row['gmac']:.4f}",
+            f"{row['gate_gmac']:.4f}",
+            f"{row['dense_gmac'] / row['gmac']:.2f}x",
+        )
+        for row in rows
+    ]
+    where.out.mkdir(parents=True, exist_ok=True)
+    shown = [row | {"top1": 100 * row["top1"]} for row in rows]
+    curves({row["label"]: [row] for row in shown[1:]}, where.out / "table5.png", shown[0],
+           y="top1", labels=("GMAC / video", "top-1, %"))  # fmt: skip
+    header = ("network", "top-1", "GMAC / video", "gates", "reduction")
+    notes = (f"{rows[0]['videos']} test videos; ± is half the spread of the seeds.",)
+    Report("table5", "Table 5: video classification", header, list(lines), PAPER,
+           claims(rows), rows, notes).write(where)  # fmt: skip
+
+
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    """The orderings of Table 5: rows are dense, skipped, dense, skipped."""
+    many, few = (rows[i]["gmac"] / rows[i + 1]["gmac"] for i in (0, 2))
+    lost = [100 * (rows[i]["top1"] - rows[i + 1]["top1"]) for i in (0, 2)]
+    return [
+        Claim(
+            "skipping costs little accuracy (within 2 points)",
+            max(lost) <= 2,
+            f"points lost: {lost[0]:.2f} and {lost[1]:.2f}",
+        ),
+        Claim(
+            "many segments gain more from skipping than few: they are closer in time",
+            many > few,
+            f"{many:.2f}x and {few:.2f}x",
+        ),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the experiment; returns the exit code."""
+    options: argparse.Namespace = _parser().parse_args(arguments)
+    try:
+        report(setting(options), options.config)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = parser(__doc__ or "", "table5")
+    made.add_argument("--config", default=str(SYNTHETIC), help="a classification configuration")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

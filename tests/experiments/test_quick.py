@@ -1,0 +1,71 @@
+"""Every experiment's command in its quick form, one after the other in one working folder."""
+
+import importlib
+import json
+
+import jax
+import pytest
+
+NAMES = ("table1", "figure8", "table3", "table4", "figure36", "table5")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("experiments")
+
+
+def run(name, folder):
+    module = importlib.import_module(f"experiments.{name}")
+    # Optax's bias correction relies on a promotion that the tests forbid elsewhere.
+    with jax.numpy_dtype_promotion("standard"):
+        return module.main(["--quick", "--workdir", str(folder)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_writes_table_json_and_picture(name, folder):
+    assert run(name, folder) == 0
+    results = folder / "results"
+    text = (results / f"{name}.md").read_text()
+    assert f"`python -m experiments.{name} --quick`" in text
+    assert "these figures mean nothing" in text
+    for part in ("## Here", "## The paper", "## Reading", "commit", "seeds 0"):
+        assert part in text
+    payload = json.loads((results / f"{name}.json").read_text())
+    assert payload["rows"]
+    assert len(payload["paper"]) > 1
+    assert all(isinstance(claim["holds"], bool) for claim in payload["claims"])
+    assert list(results.glob(f"{name}*.png"))
+
+
+def test_table1_has_every_method_at_its_own_cost(folder):
+    run("table1", folder)
+    rows = json.loads((folder / "results" / "table1.json").read_text())["rows"]
+    by_name = {row["method"]: row for row in rows}
+    assert list(by_name) == [
+        "HRNet, dense", "S-SVD", "W-SVD", "L0", "CC-image", "Skip-Conv", "S-SVD + Skip-Conv"
+    ]  # fmt: skip
+    dense = by_name["HRNet, dense"]
+    assert dense["gmac"] == pytest.approx(dense["dense_gmac"])
+    for name in ("S-SVD", "W-SVD"):
+        assert by_name[name]["gmac"] <= 0.601 * dense["gmac"]
+    both = by_name["S-SVD + Skip-Conv"]
+    assert both["gmac"] <= both["dense_gmac"] == pytest.approx(by_name["S-SVD"]["gmac"])
+    assert by_name["Skip-Conv"]["gate_gmac"] > 0
+
+
+def test_a_second_run_trains_nothing(folder, monkeypatch):
+    run("table1", folder)
+
+    def refuse(*_, **__):
+        pytest.fail("trained again")
+
+    monkeypatch.setattr("experiments.networks.train", refuse)
+    for name in ("table1", "table3", "figure8"):
+        assert run(name, folder) == 0
+
+
+def test_bad_options_are_one_line(folder, capsys):
+    module = importlib.import_module("experiments.table5")
+    code = module.main(["--quick", "--workdir", str(folder), "--config", "nowhere.py"])
+    assert code == 1
+    assert capsys.readouterr().err.startswith("error: `config` (='nowhere.py')")

@@ -184,8 +184,9 @@ class ProgramBuilder:
             )
         self._use(x, delta=policy != "reference", cur=policy != "previous")
         if residual is not None:
-            self._use(residual, cur=True)
-            target.needs_cur = True
+            # Under Eq. 3 the state holds the sum, and the residual enters by its change: less memory
+            # to move than keeping z and the activation apart.
+            self._use(residual, delta=policy == "previous", cur=policy != "previous")
         target.needs_cur |= policy != "previous"
         self._masks[name] = MaskSlot(
             self._mask_size, (nbh, nbw), gate, self._gate_size, factor, count, source.cs
@@ -357,7 +358,7 @@ class ProgramBuilder:
         x, blocks = self._tensors[op.sources[0]], f["nbh"] * f["nbw"]
         policy = POLICIES[f["policy"]]
         if policy == "previous" or f["res"] >= 0:
-            if f["act"] == 0 and f["res"] < 0 and out.needs_cur:
+            if f["act"] == 0 and out.needs_cur and (policy == "previous" or f["res"] < 0):
                 wp = out.padded[1]
                 f["z"] = out.cur + (out.low[0] * wp + out.low[1]) * out.cs
                 f["zpitch"] = wp * out.cs

@@ -92,7 +92,7 @@ def place(tensors: list[TensorSpec], arena: Arena) -> None:
             t.delta, t.m = tensors[slot[0]].delta, tensors[slot[0]].m
             slot.append(index)
         else:
-            t.delta, t.m = arena.take(hp * wp * t.cs), arena.take(hp * wp)
+            t.delta, t.m = arena.take(hp * wp * t.cs), arena.take(hp * wp + 16)
             tenants.append([index])
     for tenants in slots.values():
         for slot in tenants:

@@ -8,7 +8,7 @@ namespace SKC_ISA {
 struct Epilogue {
   const Op* o;
   View* out;
-  const View* res;    // added before the activation, or null
+  const View* res;    // added before the activation (its change, under Previous), or null
   const float* bias;  // folded bias, padded, or null
   float* z;           // state at output (0, 0), or null
   bool fresh;
@@ -31,22 +31,26 @@ static void epilogue_rows(const Epilogue& e, const Rect& r, const float* tmp, lo
     for (int x = r.x0; x < r.x1; x++) {
       const long at = out.at(y, x);
       float* z = STEADY || e.z ? e.z + (long)y * o.zpitch + (long)x * out.t->Cs : nullptr;
-      const float* res = RES ? e.res->cur + e.res->at(y, x) : nullptr;
+      const float* res = RES ? (previous ? e.res->delta : e.res->cur) + e.res->at(y, x) : nullptr;
       vf sum = vf{};
       for (int c = c0; c < c1; c += VW) {
         const vf b = !STEADY && e.bias ? load(e.bias + c) : vf{};
-        vf zold = vf{}, znew;
+        vf zold = vf{}, znew, now, old = vf{};
         if (previous) {
+          // The state holds conv + bias + residual: the residual enters by its change, too.
           zold = fresh ? b : load(z + c);
           znew = TMP ? zold + load(tmp + c - c0) : zold;
+          if (RES) znew += load(res + c);
+          now = apply(znew);
+          if (!fresh) old = CUR && !CLAMP ? load(out.cur + at + c) : apply(zold);
+          store(z + c, znew);
         } else {
           znew = TMP ? b + load(tmp + c - c0) : load(z + c);
+          if (TMP && z) store(z + c, znew);
+          now = apply(RES ? znew + load(res + c) : znew);
+          if (!fresh) old = load(out.cur + at + c);
         }
-        vf v = RES ? znew + load(res + c) : znew;
-        vf now = apply(v), old = vf{};
-        if (!fresh) old = CUR ? load(out.cur + at + c) : apply(zold);
         if (!CLAMP && c + VW > C) now = keep_lanes(now, C - c), old = keep_lanes(old, C - c);
-        if (TMP && (STEADY || z)) store(z + c, znew);
         if (CUR) store(out.cur + at + c, now);
         const vf d = now - old;
         if (STEADY || out.delta) store(out.delta + at + c, d);
@@ -68,7 +72,8 @@ static void epilogue(const Epilogue& e, const Rect& r, const float* tmp, long st
   const bool steady = e.o->policy == kPrevious && !e.fresh && e.z && e.out->delta;
   auto rows = [&](auto t, auto k, auto s) {
     constexpr bool T = decltype(t)::value, K = decltype(k)::value, S = decltype(s)::value;
-    if (res) return epilogue_rows<T, true, true, K, S>(e, r, tmp, stride, c0, c1, whole);
+    if (res && cur) return epilogue_rows<T, true, true, K, S>(e, r, tmp, stride, c0, c1, whole);
+    if (res) return epilogue_rows<T, true, false, K, S>(e, r, tmp, stride, c0, c1, whole);
     if (cur) return epilogue_rows<T, false, true, K, S>(e, r, tmp, stride, c0, c1, whole);
     return epilogue_rows<T, false, false, K, S>(e, r, tmp, stride, c0, c1, whole);
   };

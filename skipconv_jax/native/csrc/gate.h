@@ -5,9 +5,42 @@
 namespace skc {
 namespace SKC_ISA {
 
+// Lane numbers, to leave out what a vector reads beyond the rectangle.
+SKC_INLINE vi lane_numbers() {
+  vi v;
+  for (int i = 0; i < VW; i++) v[i] = i;
+  return v;
+}
+
+// support_max for stride 1: a vector of neighbouring outputs at once. Reads up to VW floats beyond a
+// row, which every buffer of m has behind it.
+static float support_max_unit(const Op& o, const float* m, long pitch, const Rect& r) {
+  const vi lane = lane_numbers();
+  vf best = vf{}, nan = vf{};
+  for (int x = 0; x < r.w(); x += VW) {
+    const vi inside = lane < (r.w() - x);
+    for (int y = 0; y < r.h(); y++) {
+      vf s = vf{};
+      for (int ky = 0; ky < o.kh; ky++) {
+        const float* p = m + (long)(y + ky * o.dh) * pitch + x;
+        for (int kx = 0; kx < o.kw; kx++) s += load(p + kx * o.dw);
+      }
+      s = (vf)((vi)s & inside);
+      best = s > best ? s : best;
+      nan += s - s;  // NaN and infinity must not get lost in the comparison
+    }
+  }
+  const float bad = hsum(nan);
+  if (bad != 0.f) return bad;
+  float top = best[0];
+  for (int i = 1; i < VW; i++) top = best[i] > top ? best[i] : top;
+  return top;
+}
+
 // Largest sum of m over the support of an output in the rectangle; stops early above `enough`.
 static float support_max(const Op& o, const float* m, long pitch, const Rect& r, float enough,
                          float* line) {
+  if (o.sh == 1 && o.sw == 1) return support_max_unit(o, m, pitch, r);
   const int span = (r.w() - 1) * o.sw + (o.kw - 1) * o.dw + 1;
   float best = 0.f, nan = 0.f;
   for (int y = 0; y < r.h(); y++) {

@@ -15,6 +15,7 @@ from skipconv_jax.commands.evaluate import with_gates
 from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.config import set_gate
 from skipconv_jax.experiment import build
+from skipconv_jax.ops import POLICIES
 from skipconv_jax.video import Source
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
@@ -22,6 +23,10 @@ _OUT = flags.DEFINE_string("out", None, "folder to write to (default <workdir>/s
 _PIECE = flags.DEFINE_integer("piece", 8, "frames per compiled scan", lower_bound=1)
 _RESET = flags.DEFINE_integer(
     "reset_every", 0, "frames between reference frames, 0 never", lower_bound=0
+)
+# The best of docs/results/policies.md without resets; the paper's Eq. 3 is `previous`.
+_POLICY = flags.DEFINE_enum(
+    "policy", "reference", sorted(POLICIES), "what residuals are taken against, unless a plan says"
 )
 _CUT = flags.DEFINE_bool("scene_cut", False, "take a reference frame where the scene is cut")
 _DRIFT = flags.DEFINE_integer(
@@ -62,7 +67,10 @@ def main(argv: Sequence[str]) -> int:
         _DRIFT.value,
         _BOUND.value,
     )
-    experiment = build(set_gate(common.CONFIG.value, *common.gate_flags()))
+    config = set_gate(common.CONFIG.value, *common.gate_flags())
+    with config.unlocked():
+        config.skip.policy = _POLICY.value
+    experiment = build(config)
     spec = _CHECKPOINT.value or common.trained_phase(common.workdir())
     label, weights = common.load_weights(experiment, spec)
     out = Path(_OUT.value) if _OUT.value else common.workdir() / "stream" / source.path.stem

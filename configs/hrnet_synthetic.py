@@ -1,6 +1,19 @@
 """A small HRNet on synthetic clips of an articulated figure: the demo, on any machine.
 
-Source: the recipe of Habibian et al., CVPR 2021, section 4.2, at the scale of two CPU cores.
+Source: the recipe of Habibian et al., CVPR 2021, section 4.2, at the scale of two CPU cores: 350
+dense steps of 32 images, then 200 gated steps of 8 clips of 4 frames. What differs from the paper's
+recipe: cosine schedule, gates start at logit 0 and learn 20 times faster (200 steps, not 100
+epochs), beta 8e-4.
+
+Data: `make demo` writes it to `data/synthetic`.
+
+Reached on 1248 held-out frames, a reference frame every 8: dense 99.67 PCK@.2 at 0.1159 GMAC;
+skipped 99.07 at 0.0293 GMAC (3.96x), 0.0338 with its gates (3.44x).
+
+Time: the dense and the gated phase took 8.3 minutes of CPU time on two shared cores (4.2 on each).
+
+    python train.py --config configs/hrnet_synthetic.py
+    python eval.py --config configs/hrnet_synthetic.py
 """
 
 from ml_collections import ConfigDict

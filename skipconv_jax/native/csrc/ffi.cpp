@@ -5,6 +5,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "pool.h"
 #include "program.h"
 #include "xla/ffi/api/ffi.h"
@@ -60,6 +64,31 @@ thread_local std::vector<double> g_profile;
 std::vector<double> g_last_profile;
 bool g_profiling = false;
 
+// State and weights are hundreds of megabytes read a few kilobytes at a time: with small pages the
+// address translation shows. Asked for once per buffer; a refusal costs nothing.
+void want_huge_pages(const void* data, size_t bytes) {
+#if defined(__linux__)
+  static std::mutex lock;
+  static const void* seen[16] = {};
+  static int next = 0;
+  constexpr size_t kPage = 2u << 20;
+  if (bytes < 4 * kPage) return;
+  {
+    std::lock_guard<std::mutex> hold(lock);
+    for (const void* p : seen)
+      if (p == data) return;
+    seen[next++ % 16] = data;
+  }
+  const size_t begin = ((size_t)data + kPage - 1) / kPage * kPage;
+  const size_t end = ((size_t)data + bytes) / kPage * kPage;
+  constexpr int kCollapse = 25;  // MADV_COLLAPSE, Linux 6.1
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  madvise(reinterpret_cast<void*>(begin), end - begin, kCollapse);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 void run(skc::Call& call) {
   skc::Pool& pool = skc::Pool::shared();
   if (g_profiling) {
@@ -110,7 +139,10 @@ ffi::Error execute(ffi::Buffer<ffi::S32> program, ffi::Buffer<ffi::F32> weights,
     out[i] = (*buffer)->typed_data();
   }
   float* state = arena_out->typed_data();
-  if (state != arena.typed_data())
+  want_huge_pages(weights.typed_data(), weights.element_count() * sizeof(float));
+  if (state == arena.typed_data())
+    want_huge_pages(state, sizeof(float) * dims[0] * dims[1]);
+  else
     std::memcpy(state, arena.typed_data(), sizeof(float) * dims[0] * dims[1]);
 
   skc::Call call{};

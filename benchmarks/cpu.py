@@ -1,0 +1,238 @@
+"""HRNet-w32 on a CPU: skipped against the dense runtimes a user could take, in one process.
+
+    python -m benchmarks.cpu --video PATH [--policy previous] [--out docs/results/cpu.md]
+
+Thresholds are searched for each MAC reduction on the clip itself; frames are then timed in turns,
+clip by clip, next to the dense peers. A frame's time is the median over rounds, a clip's the mean over
+its frames; the first, dense frame of a clip is left out of both times and MACs.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import resource
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import clips
+from benchmarks.peers import RUNNERS, Runner
+from skipconv_jax import graph as g
+from skipconv_jax import native, skip
+from skipconv_jax.models import hrnet_w32, init_variables
+from skipconv_jax.ops import POLICIES, InputNormGate
+from skipconv_jax.plan import Constants, Plan, PlanState, compile_plan
+
+TARGETS = (2.51, 4.33, 7.92)
+_STEP = 0.1  # share of a new step in HRNet's running batch statistics
+
+
+def make_variables(model: Any, frames: jax.Array) -> Any:
+    """Random weights with the batch statistics of real frames, so that activations are of order 1."""
+    variables = init_variables(model, jax.random.key(0), frames[:1])
+    train = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
+    _, updated = train(variables, frames)
+    stats = jax.tree.map(
+        lambda old, new: (new - (1 - _STEP) * old) / _STEP,
+        variables["batch_stats"],
+        updated["batch_stats"],
+    )
+    return {**variables, "batch_stats": stats}
+
+
+@dataclasses.dataclass
+class Contest:
+    """A plan on one clip, and what its masks cost."""
+
+    plan: Plan
+    names: Sequence[str]
+    state: PlanState
+
+    def __post_init__(self) -> None:
+        self.step = jax.jit(self.plan.apply, donate_argnums=0)
+        self.costs = [np.zeros(p.mask_size) for p in self.plan.programs]
+        convs = {n.name: n.conv for n in self.plan.graph.nodes if isinstance(n, g.ConvNode)}
+        for program, cost in zip(self.plan.programs, self.costs, strict=True):
+            for name, slot in program.masks.items():
+                block = self.plan.layers[name].gate.block
+                sizes = convs[name].block_sizes(block).ravel()
+                cost[slot.offset : slot.offset + sizes.size] = (
+                    sizes * convs[name].macs_per_position
+                )
+        self.dense = float(sum(c.sum() for c in self.costs))
+
+    def at(self, threshold: float) -> Constants:
+        """Constants with one threshold for all layers."""
+        return self.plan.with_gates({name: {"threshold": threshold} for name in self.names})
+
+    def play(self, constants: Constants, frames: Sequence[jax.Array]) -> tuple[np.ndarray, float]:
+        """Seconds per frame after the first, and mean MACs of those frames."""
+        self.state = self.plan.reset(self.state)
+        seconds, spent = [], []
+        for frame in frames:
+            start = time.perf_counter()
+            y, self.state, masks = self.step(self.state, frame, constants)
+            jax.block_until_ready(y)
+            seconds.append(time.perf_counter() - start)
+            spent.append(
+                sum(float(np.asarray(m[0]) @ c) for m, c in zip(masks, self.costs, strict=True))
+            )
+        return np.array(seconds[1:]), float(np.mean(spent[1:]))
+
+    def search(self, target: float, frames: Sequence[jax.Array]) -> float:
+        """Threshold whose MACs on the clip are `1 / target` of the dense network's."""
+        low, high = 1e-4, 4.0
+        for _ in range(14):
+            middle = (low * high) ** 0.5
+            reduction = self.dense / self.play(self.at(middle), frames)[1]
+            low, high = (middle, high) if reduction < target else (low, middle)
+        return high
+
+
+def time_peer(run: Runner, frames: Sequence[np.ndarray]) -> np.ndarray:
+    """Seconds of each frame."""
+    seconds = []
+    for frame in frames:
+        start = time.perf_counter()
+        run(frame)
+        seconds.append(time.perf_counter() - start)
+    return np.array(seconds)
+
+
+@dataclasses.dataclass
+class Row:
+    """One line of the table."""
+
+    name: str
+    play: Callable[[], tuple[np.ndarray, float]]
+    rounds: list[np.ndarray] = dataclasses.field(default_factory=list)
+    macs: float = 0.0
+
+    def run(self) -> None:
+        """One more round."""
+        seconds, self.macs = self.play()
+        self.rounds.append(seconds)
+
+    def milliseconds(self) -> float:
+        """Mean over frames of the median over rounds."""
+        return float(np.median(np.stack(self.rounds), axis=0).mean() * 1e3)
+
+    def spread(self) -> tuple[float, float]:
+        """10th and 90th percentile of the rounds' means."""
+        low, high = np.percentile([r.mean() * 1e3 for r in self.rounds], [10, 90])
+        return float(low), float(high)
+
+
+def table(rows: Sequence[Row], dense_macs: float) -> str:
+    """Markdown: time, MACs and both reductions against the fastest dense peer."""
+    best = min(r.milliseconds() for r in rows if r.name in RUNNERS)
+    lines = [
+        "| run | ms/frame | 10-90 % of rounds | GMAC | MAC reduction | time reduction | of the promise |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ms, (low, high) = row.milliseconds(), row.spread()
+        promise = dense_macs / row.macs if row.macs else float("inf")
+        share = "" if row.name in RUNNERS or not row.macs else f"{best / ms / promise:.2f}"
+        lines.append(
+            f"| {row.name} | {ms:.2f} | {low:.2f}-{high:.2f} | {row.macs / 1e9:.3f} "
+            f"| {promise:.2f} | {best / ms:.2f} | {share} |"
+        )
+    return "\n".join(lines)
+
+
+def motion_rows(
+    contest: Contest, label: str, clip: np.ndarray, targets: Sequence[float]
+) -> list[Row]:
+    """A row per MAC reduction on one clip."""
+    frames = [jnp.asarray(f[None]) for f in clips.normalise(clip)]
+    rows = []
+    for target in targets:
+        constants = contest.at(contest.search(target, frames))
+        rows.append(
+            Row(f"{label}, aim {target}", lambda c=constants, f=frames: contest.play(c, f))  # type: ignore[misc]
+        )
+    return rows
+
+
+def main() -> None:
+    """Parses arguments, measures, prints and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--video", required=True, type=pathlib.Path)
+    parser.add_argument("--policy", default="previous", choices=("previous", "reference"))
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--block", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=pathlib.Path)
+    args = parser.parse_args()
+
+    video = clips.video_crop(args.video, args.size, args.frames)
+    real = clips.normalise(video)
+    model = hrnet_w32(joints=15)
+    variables = make_variables(model, jnp.asarray(real[:: max(1, len(real) // 4)][:4]))
+    net = skip(
+        lambda v, x: model.apply(v, x),
+        gate=InputNormGate(1e-2, block=args.block),
+        policy=POLICIES[args.policy](),
+    )
+    frame = jnp.asarray(real[:1])
+    params, _ = net.init(variables, frame)
+    start = time.perf_counter()
+    plan = compile_plan(net, params, frame)
+    state = plan.init_state()
+    contest = Contest(plan, list(params["gates"]), state)
+    contest.play(contest.plan.constants, [frame, frame])
+    compiled = time.perf_counter() - start
+
+    rng = np.random.default_rng(0)
+    noise = [jnp.asarray(rng.normal(size=frame.shape), jnp.float32) for _ in range(args.frames)]
+    still = [frame] * args.frames
+    everything, nothing = contest.at(0.0), contest.at(1e-2)
+    rows = [
+        Row("all fire", lambda: contest.play(everything, noise)),
+        Row("nothing changes", lambda: contest.play(nothing, still)),
+    ]
+    rows += motion_rows(contest, "video", video, TARGETS)
+    square = clips.moving_square(args.size, args.frames, args.size // 3)
+    rows += motion_rows(contest, "moving square", square, TARGETS)
+    blocks = clips.random_blocks(args.size, args.frames, 0.05)
+    rows += motion_rows(contest, "random blocks", blocks, TARGETS)
+    dense = [np.asarray(f) for f in np.split(real[:6], 6)]
+    peers = []
+    for name, make in RUNNERS.items():
+        run = make(plan.graph, native.num_threads())
+        reference = np.asarray(run(dense[0])[0])
+        expected = np.asarray(model.apply(variables, dense[0]))
+        if reference.shape != expected.shape:
+            reference = reference.transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(
+            reference, expected, atol=2e-3 * float(np.abs(expected).max()), rtol=0
+        )
+        peers.append(
+            Row(name, lambda r=run: (time_peer(r, dense), contest.dense))  # type: ignore[misc]
+        )
+    for _ in range(args.rounds):
+        for row in [*peers, *rows]:
+            row.run()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    weights = sum(p.weights.nbytes for p in plan.programs) / 1e6
+    text = (
+        f"HRNet-w32 {args.size}x{args.size}, batch 1, float32, block {args.block}, policy "
+        f"{args.policy}, {native.num_threads()} threads, {native.isa()}, {args.rounds} rounds of "
+        f"{args.frames} frames\n\n{table([*peers, *rows], contest.dense)}\n\n"
+        f"State {plan.state_bytes() / 1e6:.0f} MB per stream, packed weights {weights:.0f} MB, peak of "
+        f"the whole benchmark process {peak:.0f} MB; plan and first call {compiled:.1f} s.\n"
+    )
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

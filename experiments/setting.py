@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 class TinyPose(nn.Module):
-    """Seven convolutions that compile at once: the network of `--quick`."""
+    """Five convolutions that compile at once: the network of `--quick`."""
 
     joints: int = 15
 
@@ -34,7 +34,6 @@ class TinyPose(nn.Module):
         x = ConvBN(6, 3, 2, name="stem")(x, train)
         x = ConvBN(8, 3, 2, name="transition1")(x, train)
         x = BasicBlock(8, name="stage2")(x, train)
-        x = BasicBlock(8, name="stage3")(x, train)
         head = conv(self.joints, 1, bias=True, kernel_init=Normal(1e-3), name="final_layer")
         return head(x)
 

@@ -107,7 +107,9 @@ class ProgramBuilder:
             raise ValueError(
                 f"`sources` (={len(sources)} tensors) must be at most {_MAX_SOURCES}; chain operations."
             )
-        self._tensors[out.index].born = len(self._ops)
+        # An output is no birth: its tensor was made before, and its scratch is taken from then on.
+        if kind != OUTPUT:
+            self._tensors[out.index].born = len(self._ops)
         base = {"kind": kind, "out": out.index, "res": -1, "w": -1, "bias": -1, "z": -1, "ref": -1}
         base.update({"acc": -1, "sig": -1, "nsrc": len(sources)})
         for i, s in enumerate(sources):

@@ -3,12 +3,13 @@
     python -m benchmarks.cpu --video PATH [--policy previous] [--out docs/results/cpu.md]
 
 Thresholds are searched for each MAC reduction on the clip itself; frames are then timed in turns,
-clip by clip, next to the dense peers. A frame's time is the median over rounds, a clip's the mean over
-its frames; the first, dense frame of a clip is left out of both times and MACs.
+clip by clip, next to the dense peers. A frame's time is the median over rounds, a clip's the mean
+over its frames; the first, dense frame of a clip is left out of both times and MACs.
 """
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 import resource
 import time
@@ -32,7 +33,7 @@ _STEP = 0.1  # share of a new step in HRNet's running batch statistics
 
 
 def make_variables(model: Any, frames: jax.Array) -> Any:
-    """Random weights with the batch statistics of real frames, so that activations are of order 1."""
+    """Random weights with the batch statistics of real frames: activations of order 1."""
     variables = init_variables(model, jax.random.key(0), frames[:1])
     train = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
     _, updated = train(variables, frames)
@@ -60,9 +61,7 @@ class Contest:
             for name, slot in program.masks.items():
                 block = self.plan.layers[name].gate.block
                 sizes = convs[name].block_sizes(block).ravel()
-                cost[slot.offset : slot.offset + sizes.size] = (
-                    sizes * convs[name].macs_per_position
-                )
+                cost[slot.offset : slot.offset + sizes.size] = sizes * convs[name].macs_per_position
         self.dense = float(sum(c.sum() for c in self.costs))
 
     def at(self, threshold: float) -> Constants:
@@ -131,7 +130,8 @@ def table(rows: Sequence[Row], dense_macs: float) -> str:
     """Markdown: time, MACs and both reductions against the fastest dense peer."""
     best = min(r.milliseconds() for r in rows if r.name in RUNNERS)
     lines = [
-        "| run | ms/frame | 10-90 % of rounds | GMAC | MAC reduction | time reduction | of the promise |",
+        "| run | ms/frame | 10-90 % of rounds | GMAC | MAC reduction | time reduction "
+        "| of the promise |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -154,7 +154,7 @@ def motion_rows(
     for target in targets:
         constants = contest.at(contest.search(target, frames))
         rows.append(
-            Row(f"{label}, aim {target}", lambda c=constants, f=frames: contest.play(c, f))  # type: ignore[misc]
+            Row(f"{label}, aim {target}", functools.partial(contest.play, constants, frames))
         )
     return rows
 
@@ -225,8 +225,8 @@ def main() -> None:
         f"HRNet-w32 {args.size}x{args.size}, batch 1, float32, block {args.block}, policy "
         f"{args.policy}, {native.num_threads()} threads, {native.isa()}, {args.rounds} rounds of "
         f"{args.frames} frames\n\n{table([*peers, *rows], contest.dense)}\n\n"
-        f"State {plan.state_bytes() / 1e6:.0f} MB per stream, packed weights {weights:.0f} MB, peak of "
-        f"the whole benchmark process {peak:.0f} MB; plan and first call {compiled:.1f} s.\n"
+        f"State {plan.state_bytes() / 1e6:.0f} MB per stream, packed weights {weights:.0f} MB, "
+        f"peak of the whole benchmark process {peak:.0f} MB; plan and first call {compiled:.1f} s.\n"
     )
     print(text)
     if args.out:

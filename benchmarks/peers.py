@@ -1,7 +1,7 @@
 """Dense runtimes a user could take instead, all given the same folded network.
 
-Each `*_runner(graph, threads)` returns a function from a frame `(1, H, W, C)` float32 (NumPy) to the
-network's outputs. Batch norm is folded for every peer, as their own converters would do.
+Each `*_runner(graph, threads)` returns a function from a frame `(1, H, W, C)` float32 (NumPy)
+to the network's outputs. Batch norm is folded for every peer, as their own converters would do.
 """
 
 import dataclasses
@@ -236,7 +236,8 @@ def xla_runner(graph: g.Graph, threads: int) -> Runner:
         for node in graph.nodes:
             filled = node
             if isinstance(node, g.ConvNode):
-                filled = dataclasses.replace(node, kernel=given[node.output])  # type: ignore[arg-type]
+                kernel: Any = given[node.output]
+                filled = dataclasses.replace(node, kernel=kernel)
             shape = graph.avals[node.output].shape
             made = execute_node(filled, [values[r] for r in node.inputs], shape)
             values[node.output] = made[0]

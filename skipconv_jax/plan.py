@@ -11,6 +11,7 @@ program through a comparison with its previous value. `plan.report()` lists them
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,11 @@ import numpy as np
 
 from skipconv_jax import graph as g
 from skipconv_jax.graph.execute import execute_node
+from skipconv_jax.native import library
 from skipconv_jax.native.builder import Program, ProgramBuilder, gate_words
 from skipconv_jax.native.lower import Lowering, gate_options, position_shape, why_not
 from skipconv_jax.ops.gates import GateParams
+from skipconv_jax.plan_xla import XlaPlan
 from skipconv_jax.trace import number_of_streams
 from skipconv_jax.transform import Rule, SkipNet
 
@@ -38,6 +41,12 @@ class _Segment:
     inputs: list[int] = dataclasses.field(default_factory=list)
     outputs: list[int] = dataclasses.field(default_factory=list)
     program: Program | None = None
+
+    def finished(self) -> Program:
+        """The program, once it is laid out."""
+        if self.program is None:
+            raise AssertionError("a segment without a program")
+        return self.program
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,7 +70,7 @@ class Plan:
     @property
     def programs(self) -> list[Program]:
         """Programs in order."""
-        return [s.program for s in self.segments if s.program is not None]
+        return [s.finished() for s in self.segments]
 
     @functools.cached_property
     def constants(self) -> Constants:
@@ -81,8 +90,8 @@ class Plan:
     ) -> tuple[Any, PlanState, PlanState]:
         """One frame: what the network returns, the new state, and the masks of each program.
 
-        Pure, fit for `jit` and `scan`. Under a jit of your own pass `plan.constants` as an argument,
-        or the weights become part of the compiled program.
+        Pure, fit for `jit` and `scan`. Under a jit of your own pass `plan.constants` as an
+        argument, or the weights become part of the compiled program.
 
         Args:
           state: from `init_state` or the previous frame.
@@ -97,7 +106,7 @@ class Plan:
             self.segments, state, constants or self.constants, strict=True
         ):
             frames = [self._as_positions(values[r], r) for r in segment.inputs]
-            outputs, arena, fired = segment.program.apply(const, arena, *frames, threads=threads)  # type: ignore[union-attr]
+            outputs, arena, fired = segment.finished().apply(const, arena, *frames, threads=threads)
             for ref, value in zip(segment.outputs, outputs, strict=True):
                 values[ref] = value.reshape((-1, *self.graph.avals[ref].shape[1:]))
             self._execute(segment.after, values)
@@ -118,7 +127,7 @@ class Plan:
 
     def fired(self, masks: PlanState) -> dict[str, jax.Array]:
         """Masks by convolution, each `(B, nh, nw)`, of the Skip-Convolutions."""
-        named = {}
+        named: dict[str, jax.Array] = {}
         for program, mask in zip(self.programs, masks, strict=True):
             named.update(program.fired(mask))
         return {name: mask for name, mask in named.items() if name in self.layers}
@@ -169,8 +178,10 @@ class Plan:
             values.update(zip(refs, made, strict=True))
 
 
-def compile_plan(net: SkipNet, params: Any, x: Any, *, winograd: bool = True) -> Plan:
+def compile_plan(net: SkipNet, params: Any, x: Any, *, winograd: bool = True) -> Plan | XlaPlan:
     """Folds a skipped network with concrete parameters into a plan for frames like x.
+
+    Where the native engine is not available it warns in one line and the plan runs `net.apply`.
 
     Args:
       net: from `skip`.
@@ -181,6 +192,10 @@ def compile_plan(net: SkipNet, params: Any, x: Any, *, winograd: bool = True) ->
     Raises:
       ValueError: a gate or policy the engine does not have, or a Skip-Convolution it can't take.
     """
+    if not library.available():
+        warnings.warn(library.status(), RuntimeWarning, stacklevel=2)
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x)
+        return XlaPlan(net, params, shapes)
     layers = {name: rule for name, (_, rule) in net.layers(params["model"], x).items()}
     graph = g.build(net.fn, params["model"], x)
     _check_complete(graph, layers)

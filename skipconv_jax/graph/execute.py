@@ -1,6 +1,6 @@
 """One node of a graph in plain XLA: for what an engine has no operation for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from skipconv_jax.graph.nodes import (
 )
 from skipconv_jax.jaxprs import bind
 
-_UNARY = {
+_UNARY: dict[str, Callable[[jax.Array], jax.Array]] = {
     "none": lambda x: x,
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
@@ -35,7 +35,7 @@ _UNARY = {
     "sqrt": jnp.sqrt,
     "rsqrt": lax.rsqrt,
 }
-_BINARY = {
+_BINARY: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "add": jnp.add,
     "sub": jnp.subtract,
     "mul": jnp.multiply,
@@ -73,7 +73,7 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
             power = node.fn == "integer_pow"
             return lax.integer_pow(x[0], node.power) if power else _UNARY[node.fn](x[0])
         case BinaryNode():
-            return _BINARY[node.fn](*x)
+            return _BINARY[node.fn](x[0], x[1])
         case UpsampleNode():
             return _upsample(x[0], node.factor)
         case PoolNode():

@@ -1,6 +1,7 @@
 """The native CPU engine: whole networks of skipped convolutions as one custom call.
 
-`status()` says in one line whether it is in use; `build` compiles it; `ProgramBuilder` writes programs.
+`status()` says in one line whether it is in use; `build` compiles it; `ProgramBuilder` writes
+programs.
 """
 
 from skipconv_jax.native.builder import Program, ProgramBuilder, Ref

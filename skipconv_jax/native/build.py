@@ -1,17 +1,20 @@
 """Builds the native engine with the system's C++ compiler: `python -m skipconv_jax.native.build`.
 
-One shared library holds the engine three times, for AVX-512, AVX2 and any CPU, and picks at run time.
+One shared library holds the engine for AVX-512, AVX2 and any CPU, and picks at run time.
+time.
 The library's name carries a hash of sources and flags, so that an old one is never loaded.
 """
 
 import concurrent.futures
 import hashlib
+import importlib.util
 import os
 import pathlib
 import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 
 _SOURCES = ("op_conv.cpp", "op_simple.cpp", "engine.cpp")
@@ -65,6 +68,27 @@ def compiler() -> str | None:
     return None
 
 
+def include_dir() -> pathlib.Path | None:
+    """XLA's headers, which ship with jaxlib.
+
+    An isolated build of the package can't import jaxlib, but finds where it will run.
+    """
+    spec = importlib.util.find_spec("jaxlib")
+    roots = [pathlib.Path(p) for p in (spec.submodule_search_locations if spec else None) or ()]
+    roots += [pathlib.Path(sysconfig.get_path(key), "jaxlib") for key in ("platlib", "purelib")]
+    found = (root / "include" for root in roots)
+    return next((p for p in found if (p / "xla" / "ffi" / "api" / "ffi.h").exists()), None)
+
+
+def why_not() -> str:
+    """What is missing to build the library; empty if nothing is."""
+    if compiler() is None:
+        return "no C++ compiler found; install g++ or set $CXX"
+    if include_dir() is None:
+        return "jaxlib with its headers is not installed; install it, then build"
+    return ""
+
+
 def digest() -> str:
     """Hash of everything the library depends on."""
     parts = [repr((_COMMON, _FLOAT, sorted(variants().items())))]
@@ -103,17 +127,17 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
     """Compiles the library into `folder` (default: the first writable of `candidate_dirs()`).
 
     Raises:
-      BuildError: no compiler, or it failed.
+      BuildError: no compiler or no headers, or it failed.
     """
-    cxx = compiler()
-    if cxx is None:
-        raise BuildError("no C++ compiler found; install g++ or set $CXX")
-    import jax
-
+    cxx, headers = compiler(), include_dir()
+    if cxx is None or headers is None:
+        raise BuildError(why_not())
     folders = [folder] if folder else [d for d in candidate_dirs() if _writable(d)]
     if not folders:
         raise BuildError(f"none of {candidate_dirs()} is writable; pass a folder")
     target, src = folders[0] / library_name(), source_dir()
+    if target.exists():
+        return target
     with tempfile.TemporaryDirectory() as tmp:
         jobs, objects = [], []
         for isa, (width, flags) in variants().items():
@@ -139,7 +163,7 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
                 [
                     cxx,
                     *_COMMON,
-                    f"-I{jax.ffi.include_dir()}",
+                    f"-I{headers}",
                     "-c",
                     str(src / name),
                     "-o",

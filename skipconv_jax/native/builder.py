@@ -105,7 +105,8 @@ class ProgramBuilder:
     ) -> Ref:
         if len(sources) > _MAX_SOURCES:
             raise ValueError(
-                f"`sources` (={len(sources)} tensors) must be at most {_MAX_SOURCES}; chain operations."
+                f"`sources` (={len(sources)} tensors) must be at most {_MAX_SOURCES}; "
+                "chain operations."
             )
         # An output is no birth: its tensor was made before, and its scratch is taken from then on.
         if kind != OUTPUT:
@@ -127,7 +128,7 @@ class ProgramBuilder:
         t.needs_cur |= cur
 
     def input(self, h: int, w: int, c: int, *, raw: bool = False) -> Ref:
-        """A frame `(B, h, w, c)`, float32. `raw` keeps c channels unpadded: for direct convolutions."""
+        """A frame `(B, h, w, c)`, float32. `raw` keeps c channels unpadded (direct convs)."""
         out = self._tensor(h, w, c, raw=raw)
         self._tensors[out.index].needs_cur = True
         self._inputs.append((h, w, c))
@@ -186,8 +187,8 @@ class ProgramBuilder:
             )
         self._use(x, delta=policy != "reference", cur=policy != "previous")
         if residual is not None:
-            # Under Eq. 3 the state holds the sum, and the residual enters by its change: less memory
-            # to move than keeping z and the activation apart.
+            # Under Eq. 3 the state holds the sum, and the residual enters by its change: less
+            # memory to move than keeping z and the activation apart.
             self._use(residual, delta=policy == "previous", cur=policy != "previous")
         target.needs_cur |= policy != "previous"
         self._masks[name] = MaskSlot(
@@ -270,7 +271,7 @@ class ProgramBuilder:
         coefficients: Sequence[float] | None = None,
         act: str = "none",
     ) -> Ref:
-        """act(sum of coefficient * nearest-upsampled source); factors are whole numbers per source."""
+        """act(sum of coefficient * nearest-upsampled source); one whole factor per source."""
         factors = factors or [1] * len(sources)
         shape = {(s.h * f, s.w * f, s.c) for s, f in zip(sources, factors, strict=True)}
         if len(shape) != 1:
@@ -286,7 +287,7 @@ class ProgramBuilder:
         for s in sources:
             self._use(s, cur=True)
         self._tensors[out.index].needs_cur = True
-        return self._record(kind, out, sources, **fields)
+        return self._record(kind, out, sources, "", **fields)
 
     def pool(
         self,
@@ -460,7 +461,9 @@ class Program:
     @functools.cached_property
     def constants(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Words, weights and gate parameters on the device: pass them to `apply` as arguments."""
-        return jnp.asarray(self.words), jnp.asarray(self.weights), jnp.asarray(self.gates)
+        # Concrete even when first asked for inside a trace, since the property is kept.
+        with jax.ensure_compile_time_eval():
+            return jnp.asarray(self.words), jnp.asarray(self.weights), jnp.asarray(self.gates)
 
     def apply(
         self,

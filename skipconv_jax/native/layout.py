@@ -45,7 +45,7 @@ class TensorSpec:
 
 
 class Arena:
-    """Hands out 64-byte aligned ranges of one stream's state; the first line holds the warm flag."""
+    """Hands out 64-byte aligned ranges of one stream's state; the first line is the warm flag."""
 
     def __init__(self) -> None:
         self.size = 16
@@ -70,7 +70,7 @@ def unify_borders(tensors: list[TensorSpec]) -> None:
 
 
 def place(tensors: list[TensorSpec], arena: Arena) -> None:
-    """Gives every tensor its ranges; changes live in scratch that is reused once their readers ran."""
+    """Gives every tensor its ranges; changes live in scratch reused once their readers ran."""
     unify_borders(tensors)
     slots: dict[tuple[int, ...], list[list[int]]] = {}
     order = sorted(range(len(tensors)), key=lambda i: tensors[i].born)

@@ -20,7 +20,7 @@ _FLIPPED = {"mul": "mul", "add": "add", "max": "max", "min": "min", "sub": "rsub
 
 
 def position_shape(aval: jax.ShapeDtypeStruct) -> tuple[int, int, int] | None:
-    """(h, w, c) of a tensor `(B, h, w, c)` or `(B, c)`, or None where the engine has no such tensor."""
+    """(h, w, c) of a tensor `(B, h, w, c)` or `(B, c)`; None where the engine has none such."""
     if aval.dtype != np.float32 or 0 in aval.shape:
         return None
     if len(aval.shape) == 4:
@@ -166,8 +166,8 @@ def gate_options(node: g.ConvNode, rule: Rule, params: GateParams) -> dict[str, 
     policy = policy_name(rule.policy) if rule.policy is not None else "previous"
     if policy not in _POLICIES:
         raise ValueError(
-            f"`policy` of {node.name!r} (={rule.policy}) must be one of {_POLICIES} in a native plan; "
-            "run `net.apply` for the others."
+            f"`policy` of {node.name!r} (={rule.policy}) must be one of {_POLICIES} in a native "
+            "plan; run `net.apply` for the others."
         )
     options: dict[str, Any] = {"policy": policy, "block": rule.gate.block}
     return {**options, **_gate(node, rule.gate, params)}
@@ -181,8 +181,8 @@ def _gate(node: g.ConvNode, gate: Gate, params: GateParams) -> dict[str, Any]:
         return {"gate": "linear", "gate_params": np.concatenate(flat)}
     if type(gate) not in (InputNormGate, OutputNormGate):
         raise ValueError(
-            f"`gate` of {node.name!r} (={gate}) must be an InputNormGate, OutputNormGate, GumbelGate or "
-            "AlwaysGate in a native plan; run `net.apply` for the others."
+            f"`gate` of {node.name!r} (={gate}) must be an InputNormGate, OutputNormGate, "
+            "GumbelGate or AlwaysGate in a native plan; run `net.apply` for the others."
         )
     mean = getattr(gate, "reduction", "mean") == "mean"
     conv = node.conv

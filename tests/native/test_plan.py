@@ -1,0 +1,139 @@
+"""A compiled plan gives the outputs and masks of `net.apply`."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skipconv_jax import native, skip
+from skipconv_jax.ops import (
+    Accumulate,
+    AlwaysGate,
+    ClosedLoop,
+    GumbelGate,
+    InputNormGate,
+    Keyframe,
+    OutputNormGate,
+    Previous,
+)
+from skipconv_jax.plan import compile_plan
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine is not built")
+
+
+class _Net(nn.Module):
+    """Residual block, squeeze-excite, depthwise, pooling, concatenation, a shared kernel."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = nn.swish(nn.Conv(16, (3, 3), strides=2)(x))
+        y = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(16, (3, 3), use_bias=False)(x)))
+        x = nn.relu(nn.Conv(16, (3, 3))(y) + x)
+        d = nn.relu6(nn.Conv(16, (5, 5), feature_group_count=16)(x))
+        squeezed = nn.swish(nn.Conv(4, (1, 1))(d.mean(axis=(1, 2), keepdims=True)))
+        d = d * nn.sigmoid(nn.Conv(16, (1, 1))(squeezed))
+        shared = nn.Conv(16, (1, 1))
+        d = shared(shared(d))
+        pooled = nn.max_pool(d, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        halved = nn.pooling.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4.0
+        joined = jnp.concatenate([halved, pooled], axis=-1)
+        return joined, d
+
+
+def _clip(shape: tuple[int, ...], frames: int) -> list[jax.Array]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype(np.float32)
+    clip = [x]
+    for t in range(frames - 1):
+        x = x.copy()
+        if t != 1:
+            y0, x0 = rng.integers(0, shape[1] - 8), rng.integers(0, shape[2] - 8)
+            patch = x[:, y0 : y0 + 8, x0 : x0 + 8]
+            patch += rng.normal(size=patch.shape).astype(np.float32) * np.float32(0.3)
+        clip.append(x)
+    return [jnp.asarray(f) for f in clip]
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[Any, Any, list[jax.Array]]:
+    model, clip = _Net(), _clip((2, 32, 40, 3), 5)
+    return model, model.init(jax.random.key(0), clip[0]), clip
+
+
+_GATES = {
+    "input": InputNormGate(3e-2, block=4),
+    "output": OutputNormGate(3e-3, block=5, reduction="mean"),
+    "sum": InputNormGate(5.0, block=3, reduction="sum"),
+    "gumbel": GumbelGate(block=4, bias_init=-0.2),
+    "always": AlwaysGate(block=8),
+}
+
+
+@pytest.mark.parametrize(
+    "policy", [Previous(), ClosedLoop(), Accumulate()], ids=lambda p: type(p).__name__
+)
+@pytest.mark.parametrize("gate", list(_GATES))
+def test_plan_equals_apply(network: Any, policy: Any, gate: str) -> None:
+    if gate == "gumbel" and isinstance(policy, Accumulate):
+        pytest.skip("accumulated norms need a norm gate")
+    model, variables, clip = network
+    net = skip(model.apply, [("Conv_0", None)], gate=_GATES[gate], policy=policy)
+    params, state = net.init(variables, clip[0], key=jax.random.key(1))
+    plan = compile_plan(net, params, clip[0])
+    plan_state, apply = plan.init_state(), jax.jit(net.apply)
+    for frame in clip:
+        y, state = apply(params, state, frame)
+        got, plan_state, masks = plan.step(plan_state, frame)
+        for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(got), strict=True):
+            np.testing.assert_allclose(b, a, atol=3e-5 * float(jnp.abs(a).max()), rtol=0)
+        fired = plan.fired(masks)
+        assert set(fired) == set(state)
+        for name, mask in fired.items():
+            np.testing.assert_array_equal(mask, state[name].fired, err_msg=name)
+
+
+def test_equations_without_a_rule_run_in_xla(network: Any) -> None:
+    model, variables, clip = network
+
+    def fn(variables: Any, x: jax.Array) -> jax.Array:
+        joined, d = model.apply(variables, jnp.flip(x, axis=1))
+        return jnp.sin(jnp.flip(d, axis=2)).mean(axis=(1, 2)) + joined.mean()
+
+    net = skip(fn, gate=InputNormGate(3e-2, block=4))
+    params, state = net.init(variables, clip[0])
+    plan = compile_plan(net, params, clip[0])
+    assert "no rule for sin" in plan.report()
+    plan_state = plan.init_state()
+    for frame in clip[:3]:
+        y, state = net.apply(params, state, frame)
+        got, plan_state, _ = plan.step(plan_state, frame)
+        np.testing.assert_allclose(got, y, atol=1e-5)
+
+
+def test_thresholds_change_without_compiling(network: Any) -> None:
+    model, variables, clip = network
+    net = skip(model.apply, gate=InputNormGate(3e-2, block=4), policy=ClosedLoop())
+    params, state = net.init(variables, clip[0])
+    plan = compile_plan(net, params, clip[0])
+    plan_state, step, apply = plan.init_state(), jax.jit(plan.apply), jax.jit(net.apply)
+    for t, frame in enumerate([*clip, clip[-1]]):
+        # The last frame repeats: only the lower threshold wakes blocks.
+        threshold = jnp.float32(0.3 if t < len(clip) else 1e-3)
+        gates = {name: {"threshold": threshold} for name in params["gates"]}
+        y, state = apply({**params, "gates": gates}, state, frame)
+        got, plan_state, masks = step(plan_state, frame, plan.with_gates(gates))
+        for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(got), strict=True):
+            np.testing.assert_allclose(b, a, atol=3e-5 * float(jnp.abs(a).max()), rtol=0)
+        for name, mask in plan.fired(masks).items():
+            np.testing.assert_array_equal(mask, state[name].fired, err_msg=name)
+
+
+def test_policy_without_a_kernel_is_refused(network: Any) -> None:
+    model, variables, clip = network
+    net = skip(model.apply, policy=Keyframe())
+    params, _ = net.init(variables, clip[0])
+    with pytest.raises(ValueError, match=r"net\.apply"):
+        compile_plan(net, params, clip[0])

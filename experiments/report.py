@@ -79,7 +79,10 @@ class Report:
             "seeds": setting.seeds,
             "rows": self.rows,
             "paper": [list(row) for row in self.paper],
-            "claims": [dataclasses.asdict(claim) for claim in self.claims],
+            # A comparison of NumPy figures is a NumPy bool, which JSON does not know.
+            "claims": [
+                dataclasses.asdict(claim) | {"holds": bool(claim.holds)} for claim in self.claims
+            ],
         }
         path = setting.out / f"{self.name}.json"
         path.write_text(json.dumps(payload, indent=1) + "\n", encoding="utf-8")

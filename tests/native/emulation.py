@@ -1,4 +1,4 @@
-"""Random chains of two skipped convolutions as programs, and what NumPy makes of them in float64."""
+"""Random chains of two skipped convolutions as programs, and what NumPy makes of them."""
 
 import dataclasses
 from typing import Any

@@ -1,0 +1,50 @@
+"""Compiles the native CPU engine at installation where a compiler and XLA's headers are there.
+
+Everything else is in pyproject.toml. Without them the package installs all the same, runs on plain
+XLA, and `skipconv_jax.native.status()` says so.
+"""
+
+import importlib.util
+import pathlib
+from types import ModuleType
+
+from setuptools import Distribution, setup
+from setuptools.command.build_py import build_py
+
+_NATIVE = pathlib.Path(__file__).parent / "skipconv_jax" / "native"
+
+
+def _builder() -> ModuleType:
+    """`skipconv_jax.native.build`, loaded without the package, which needs JAX."""
+    spec = importlib.util.spec_from_file_location("skipconv_jax_build", _NATIVE / "build.py")
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{_NATIVE / 'build.py'} is missing; take a complete source tree.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class BuildWithEngine(build_py):
+    """Copies the package, then adds the engine's library to it."""
+
+    def run(self) -> None:
+        """Never fails for want of the engine."""
+        super().run()
+        build = _builder()
+        inside = pathlib.Path(self.build_lib) / "skipconv_jax" / "native"
+        folder = _NATIVE if self.editable_mode else inside
+        try:
+            print(f"skipconv_jax: built {build.build(folder)}")
+        except (build.BuildError, OSError) as error:
+            print(f"skipconv_jax: installed without the native engine: {error}")
+
+
+class MaybeBinary(Distribution):
+    """Wheels carry the platform's tag only if they carry the library."""
+
+    def has_ext_modules(self) -> bool:
+        """Whether the engine can be built here."""
+        return bool(super().has_ext_modules()) or not _builder().why_not()
+
+
+setup(cmdclass={"build_py": BuildWithEngine}, distclass=MaybeBinary)

@@ -1,0 +1,107 @@
+"""Building the engine, instruction sets, and what happens where it is missing."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from skipconv_jax import native
+from skipconv_jax.native import build
+
+needs_engine = pytest.mark.skipif(not native.available(), reason=native.status())
+
+_PROGRAM = """
+import sys, jax, numpy as np
+from skipconv_jax import native
+from tests.native.emulation import random_case
+print(native.isa())
+for seed in (17, 29, 47, 63):
+    case = random_case(seed)
+    state = case.program.init_state(case.frames.shape[1])
+    step = jax.jit(case.program.apply)
+    for t, frame in enumerate(case.frames):
+        state = case.program.reset(state, case.fresh[t])
+        outputs, state, masks = step(case.program.constants, state, frame)
+        for made, want in zip(outputs, case.outputs[t], strict=True):
+            tolerance = 2e-5 * max(1.0, float(np.abs(want).max()))
+            np.testing.assert_allclose(made, want, rtol=0, atol=tolerance, err_msg=case.text)
+        np.testing.assert_array_equal(masks, case.masks[t], err_msg=case.text)
+"""
+
+
+def _python(code: str, repository: pathlib.Path, **environment: str) -> str:
+    env = {**os.environ, "PYTHONPATH": str(repository), "JAX_PLATFORMS": "cpu", **environment}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr[-3000:]
+    return done.stdout
+
+
+@needs_engine
+@pytest.mark.parametrize("isa", ["avx2", "portable"])
+def test_lower_instruction_sets_give_the_same(isa: str, repository: pathlib.Path) -> None:
+    if native.isa() == "portable":
+        pytest.skip("this CPU has nothing above the portable path")
+    assert _python(_PROGRAM, repository, SKIPCONV_JAX_ISA=isa).strip() == isa
+
+
+def test_without_the_engine_plans_run_in_xla_and_say_so(repository: pathlib.Path) -> None:
+    code = """
+import warnings, jax, jax.numpy as jnp, flax.linen as nn
+from skipconv_jax import native, skip
+from skipconv_jax.ops import InputNormGate
+from skipconv_jax.plan import compile_plan
+print(native.status())
+model, x = nn.Conv(4, (3, 3)), jnp.ones((2, 16, 16, 3))
+net = skip(model.apply, gate=InputNormGate(0.1, block=4))
+params, state = net.init(model.init(jax.random.key(0), x), x)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    plan = compile_plan(net, params, x)
+assert [str(w.message) for w in caught] == [native.status()], caught
+made = plan.init_state()
+for frame in (x, x + 1, x + 1):
+    y, state = net.apply(params, state, frame)
+    got, made, masks = plan.step(made, frame)
+    assert (got == y).all()
+    assert (plan.fired(masks)["kernel"] == state["kernel"].fired).all()
+assert plan.report() == native.status()
+"""
+    first = _python(code, repository, SKIPCONV_JAX_NATIVE="0").splitlines()[0]
+    assert first == "skipconv_jax: plain XLA (switched off by SKIPCONV_JAX_NATIVE)"
+
+
+def test_build_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert build.compiler() is None
+    with pytest.raises(build.BuildError, match="install g\\+\\+"):
+        build.build(tmp_path)
+
+
+def test_headers_are_those_of_the_installed_jaxlib() -> None:
+    assert str(build.include_dir()) == str(pathlib.Path(jax.ffi.include_dir()))
+
+
+@needs_engine
+def test_nan_fires_and_shows() -> None:
+    builder = native.ProgramBuilder()
+    x = builder.input(12, 12, 16)
+    kernel = np.ones((3, 3, 16, 16), np.float32)
+    pad = ((1, 1), (1, 1))
+    builder.output(builder.conv(x, kernel, name="c", padding=pad, block=4, gate_params=[1e30]))
+    program = builder.finish()
+    frame = np.ones((1, 12, 12, 16), np.float32)
+    _, state, _ = program.apply(program.constants, program.init_state(1), frame)
+    frame = frame.copy()
+    frame[0, 5, 5, 3] = np.nan
+    (y,), _, masks = program.apply(program.constants, state, frame)
+    fired = program.fired(masks)["c"][0]
+    np.testing.assert_array_equal(fired, [[0, 0, 0], [0, 1, 0], [0, 0, 0]])
+    assert np.isnan(y[0, 4:7, 4:7]).all()

@@ -226,7 +226,8 @@ def main() -> None:
         f"{args.policy}, {native.num_threads()} threads, {native.isa()}, {args.rounds} rounds of "
         f"{args.frames} frames\n\n{table([*peers, *rows], contest.dense)}\n\n"
         f"State {plan.state_bytes() / 1e6:.0f} MB per stream, packed weights {weights:.0f} MB, "
-        f"peak of the whole benchmark process {peak:.0f} MB; plan and first call {compiled:.1f} s.\n"
+        f"peak of the whole benchmark process {peak:.0f} MB; plan and first call "
+        f"{compiled:.1f} s.\n"
     )
     print(text)
     if args.out:

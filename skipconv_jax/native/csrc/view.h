@@ -11,10 +11,13 @@ SKC_INLINE void mark(T* p) {
   if (!__atomic_load_n(p, __ATOMIC_RELAXED)) __atomic_store_n(p, 1, __ATOMIC_RELAXED);
 }
 
+constexpr int32_t kEverywhere = 2;
+
 struct View {
   const Tensor* t;
   float *cur, *delta, *m;  // null when not stored; at the first pixel of the frame, border skipped
-  int32_t* any;            // any[0] changed this frame, any[1] stale scratch of the previous tenant
+  int32_t* any;            // changed this frame; stale scratch of the previous tenant: no cell
+                           // (0), some (1), kEverywhere
   uint8_t *cells, *stale;
   long row;
 
@@ -50,10 +53,10 @@ struct View {
   }
   // Whether anything changed in pixels [y0, y1) x [x0, x1), which may reach over the edge.
   bool changed_in(int y0, int y1, int x0, int x1) const {
-    return any[0] && in_map(cells, *t, y0, y1, x0, x1);
+    return any[0] && (any[0] == kEverywhere || in_map(cells, *t, y0, y1, x0, x1));
   }
   bool stale_in(const Rect& r) const {
-    return any[1] && in_map(stale, *t, r.y0, r.y1, r.x0, r.x1);
+    return any[1] && (any[1] == kEverywhere || in_map(stale, *t, r.y0, r.y1, r.x0, r.x1));
   }
 
   // Opens the tensor for this frame: what the last tenant of its scratch left is now stale, and
@@ -64,13 +67,18 @@ struct View {
       View last(*prev, arena);
       if (last.changed()) {
         std::memcpy(stale, last.cells, size());
-        any[1] = 1;
+        any[1] = last.any[0];
       }
     }
     if (any[0]) {
       std::memset(cells, 0, size());
       any[0] = 0;
     }
+  }
+
+  // Closes the tensor: its readers need not look at cells if all of them changed.
+  void settle() {
+    if (any[0] && !std::memchr(cells, 0, size())) any[0] = kEverywhere;
   }
 
   // Zeroes stale scratch inside the rectangle, which nobody writes this frame.

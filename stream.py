@@ -37,6 +37,10 @@ _MOST = flags.DEFINE_integer("max_frames", 0, "stop after so many frames, 0 for 
 _BOX = flags.DEFINE_list("box", None, "x1,y1,x2,y2 of the person; default the whole frame")
 _SCORE = flags.DEFINE_float("min_score", 0.2, "joints with less confidence are not drawn")
 
+_ENGINE = flags.DEFINE_enum(
+    "engine", "auto", ["auto", "native", "xla"], "what runs the network; auto prefers native"
+)
+
 
 def _box() -> tuple[float, float, float, float] | None:
     if _BOX.value is None:
@@ -66,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
         _CUT.value,
         _DRIFT.value,
         _BOUND.value,
+        _ENGINE.value,
     )
     config = set_gate(common.CONFIG.value, *common.gate_flags())
     with config.unlocked():

@@ -9,6 +9,7 @@ import numpy as np
 
 from skipconv_jax import macs
 from skipconv_jax.ops import SkipState
+from skipconv_jax.plan import Constants, Plan, PlanState
 from skipconv_jax.reset import Guard
 from skipconv_jax.transform import NetParams, NetState, SkipNet
 
@@ -57,23 +58,53 @@ def make_streamer(
       follow each other as if they were one: split a stream anywhere. A new T compiles anew.
     """
 
-    def reading(outputs: Any, state: NetState) -> Reading:
-        firing = stage_firing(table, state)
-        where = None if places is None else firing_map(table, state, places)
-        return Reading(read(outputs), macs.spent_total(table, state), firing, where)
-
     def frame_step(params: NetParams, carry: Any, x: Any) -> tuple[Any, Reading]:
         if guard is None:
             outputs, state = net.apply(params, carry, x)
-            return state, reading(outputs, state)
+            return state, _reading(table, read, places, outputs, state)
         outputs, state, memory, report = guard.apply(params, *carry, x)
-        seen = reading(outputs, state)
+        seen = _reading(table, read, places, outputs, state)
         return (state, memory), seen._replace(fresh=report.fresh, figures=report.figures)
 
     def run(params: NetParams, state: Any, frames: Any) -> tuple[Any, Reading]:
         return jax.lax.scan(lambda carry, x: frame_step(params, carry, x), state, frames)
 
     return jax.jit(run, donate_argnums=1)
+
+
+def make_plan_streamer(
+    plan: Plan,
+    table: macs.Table,
+    read: Callable[[Any], Any],
+    places: tuple[int, int] | None = None,
+) -> Streamer:
+    """`make_streamer` for a native plan: parameters are `plan.constants`, the state its own."""
+
+    def frame_step(constants: Constants, state: PlanState, x: Any) -> tuple[PlanState, Reading]:
+        outputs, state, masks = plan.apply(state, x, constants)
+        none = jnp.zeros((0,))
+        layers = {
+            name: SkipState(reference=none, output=none, fresh=none, fired=fired)
+            for name, fired in plan.fired(masks).items()
+        }
+        return state, _reading(table, read, places, outputs, layers)
+
+    def run(constants: Constants, state: PlanState, frames: Any) -> tuple[PlanState, Reading]:
+        return jax.lax.scan(lambda carry, x: frame_step(constants, carry, x), state, frames)
+
+    return jax.jit(run, donate_argnums=1)
+
+
+def _reading(
+    table: macs.Table,
+    read: Callable[[Any], Any],
+    places: tuple[int, int] | None,
+    outputs: Any,
+    state: NetState,
+) -> Reading:
+    firing = stage_firing(table, state)
+    where = None if places is None else firing_map(table, state, places)
+    return Reading(read(outputs), macs.spent_total(table, state), firing, where)
 
 
 def stage_firing(table: macs.Table, state: dict[str, SkipState]) -> dict[str, jax.Array]:

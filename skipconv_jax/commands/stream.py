@@ -11,11 +11,13 @@ import cv2
 import jax
 import numpy as np
 
-from skipconv_jax import macs
+from skipconv_jax import macs, native
 from skipconv_jax.data.augment import crop_affine, invert_affine, warp_frames, warp_joints
 from skipconv_jax.experiment import Experiment
+from skipconv_jax.plan import Plan, compile_plan
 from skipconv_jax.reset import Drift, Guard, SceneCut
-from skipconv_jax.streaming import Reading, make_streamer
+from skipconv_jax.streaming import Reading, make_plan_streamer, make_streamer
+from skipconv_jax.transform import SkipNet
 from skipconv_jax.video import Frame, Source, VideoError, VideoWriter
 from skipconv_jax.viz import draw
 from skipconv_jax.viz.charts import Bins, stream_chart
@@ -37,6 +39,7 @@ class Settings:
       scene_cut: take a reference frame where the scene is cut.
       drift_every: frames between measurements against the dense network; 0 for none.
       drift_bound: relative error of the last layer past which a reference frame is taken.
+      engine: 'native', 'xla', or 'auto' for the native engine wherever it can run the stream.
     """
 
     piece: int = 8
@@ -47,6 +50,7 @@ class Settings:
     scene_cut: bool = False
     drift_every: int = 0
     drift_bound: float = 0.1
+    engine: str = "auto"
 
     def resets(self) -> list[Any]:
         """The reset policies asked for."""
@@ -68,7 +72,8 @@ class PoseStream:
     """One stream through the network: frames in, `Seen` out, state kept on the device."""
 
     def __init__(self, experiment: Experiment, params: dict[str, Tree], settings: Settings) -> None:
-        self._experiment, self._params, self._settings = experiment, params, settings
+        self._experiment, self._settings = experiment, settings
+        self._params: Any = params
         self._net = experiment.net()
         self.table = experiment.table(self._net)
         height, width = experiment.size
@@ -76,25 +81,30 @@ class PoseStream:
         if settings.resets():
             frame = experiment.frame()
             self._guard = Guard.make(self._net, params["model"], frame, settings.resets())
-        streamer = make_streamer(
-            self._net,
-            self.table,
-            experiment.task.predict,
-            (height // _PLACES, width // _PLACES),
-            self._guard,
-        )
+        cells = (height // _PLACES, width // _PLACES)
+        self._plan, self.engine = _plan(settings, self._net, params, experiment.frame())
+        if self._plan is None:
+            predict = experiment.task.predict
+            streamer = make_streamer(self._net, self.table, predict, cells, self._guard)
+        else:
+            self._params = self._plan.constants
+            streamer = make_plan_streamer(self._plan, self.table, experiment.task.predict, cells)
         self._state = self._fresh()
         piece = jax.ShapeDtypeStruct((settings.piece, *experiment.frame().shape), np.uint8)
         # Compiled before the first frame arrives, so that no frame's time holds the compilation.
-        self._run = streamer.lower(params, self._state, piece).compile()  # type: ignore[attr-defined]
+        self._run = streamer.lower(self._params, self._state, piece).compile()  # type: ignore[attr-defined]
 
     def _fresh(self) -> Tree:
+        if self._plan is not None:
+            return self._plan.init_state()
         frame = self._experiment.frame()
         state = self._net.init(self._params["model"], frame, key=jax.random.key(0))[1]
         return state if self._guard is None else (state, self._guard.init(frame))
 
     def _reset(self) -> None:
-        if self._guard is None:
+        if self._plan is not None:
+            self._state = self._plan.reset(self._state)
+        elif self._guard is None:
             self._state = self._net.reset(self._state)
         else:
             self._state = (self._net.reset(self._state[0]), self._state[1])
@@ -174,6 +184,32 @@ class PoseStream:
             row["reset"] = "reset policy"
         places = None if reading.places is None else np.asarray(reading.places[t, 0])
         return Seen(image, row, places, affine)
+
+
+def _plan(
+    settings: Settings, net: SkipNet, params: dict[str, Tree], frame: jax.ShapeDtypeStruct
+) -> tuple[Plan | None, str]:
+    """A native plan or None, and the line that says what runs and why.
+
+    Raises:
+      ValueError: 'native' was asked for and can't run the stream.
+    """
+    why = "asked for" if settings.engine == "xla" else ""
+    if not why and settings.resets():
+        why = "reset policies measure inside the network"
+    if not why and (jax.default_backend() != "cpu" or not native.available()):
+        why = native.status() if jax.default_backend() == "cpu" else "not on a CPU"
+    if not why:
+        try:
+            plan = compile_plan(net, params, frame)
+        except ValueError as error:
+            why = str(error)
+        else:
+            if isinstance(plan, Plan):
+                return plan, native.status()
+    if settings.engine == "native":
+        raise ValueError(f"`engine` (='native') can't run this stream ({why}); use 'xla'.")
+    return None, f"plain XLA: {why}"
 
 
 def annotate(seen: Seen, dense_gmac: float, min_score: float) -> np.ndarray:
@@ -265,6 +301,7 @@ def stream(
         except VideoError as error:
             failure = error
     totals = summary.to_dict(dense, runner.table.gate_macs / macs.GIGA)
+    totals["engine"] = runner.engine
     (out / "summary.json").write_text(json.dumps(totals, indent=1) + "\n", encoding="utf-8")
     if summary.frames:
         stream_chart(bins.rows(), dense, out / "chart.png")

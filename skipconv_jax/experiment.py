@@ -14,8 +14,8 @@ from skipconv_jax import SkipNet, macs, skip
 from skipconv_jax.config import skip_options
 from skipconv_jax.data.augment import PoseAugmentation, normalize
 from skipconv_jax.data.clips import PoseClip
-from skipconv_jax.data.jhmdb_folder import JhmdbFolder
 from skipconv_jax.data.pipeline import make_train_iterator
+from skipconv_jax.data.sources import open_clips
 from skipconv_jax.models import HRNet, init_variables
 from skipconv_jax.models.convert import from_torch, load_state
 from skipconv_jax.tasks.pose import PoseTask
@@ -111,23 +111,18 @@ class Experiment:
     def clips(self, part: str) -> list[PoseClip]:
         """Clips of the split's `part`: 'train' or 'test'.
 
+        `config.data.root` is a folder in JHMDB's layout, what `data.prepare` wrote, or a COCO-style
+        JSON file beside its frames.
+
         Raises:
           ValueError: no data in `config.data.root`, with what to fetch and what runs without it.
         """
         data = self.config.data
-        root = Path(data.root)
-        if not root.is_dir():
+        if not Path(data.root).exists():
             raise ValueError(
                 f"`config.data.root` (={data.root!r}) must hold the data. {data.fetch}"
             )
-        folder = JhmdbFolder(root)
-        clips, damaged = folder.clips(folder.split(part, data.split, data.subset))
-        if damaged:
-            raise ValueError(
-                f"`config.data.root` (={data.root!r}) must hold whole clips; {len(damaged)} are "
-                f"damaged, first {damaged[0]}"
-            )
-        return clips
+        return list(open_clips(data.root, part, data.split, data.subset))
 
     def phase(self, name: str, workdir: Path) -> Phase:
         """One phase of training: 'dense', or 'gated' from the newest dense checkpoint in `workdir`.

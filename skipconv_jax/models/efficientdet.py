@@ -114,21 +114,39 @@ class EfficientDet(nn.Module):
                 )
         super().__post_init__()
 
-    @nn.compact
+    def setup(self) -> None:
+        self.backbone = EfficientNet(self.width, self.depth, self.dtype)
+        self.fpn = BiFPN(self.features, self.cells, self.levels, self.weighted, self.dtype)
+        kw: dict[str, Any] = {"depth": self.head_depth, "dtype": self.dtype}
+        logit = -math.log((1 - _PRIOR) / _PRIOR)
+        self.class_net = Head(self.classes, bias=logit, **kw)
+        self.box_net = Head(4, **kw)
+
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         """Logits and boxes of normalised frames `x`; `train` uses the statistics of `x`."""
+        return self.detect(self.extract(x, train), train)
+
+    def extract(self, x: jax.Array, train: bool = False) -> list[jax.Array]:
+        """First half: the backbone's features at strides 8, 16 and 32, which the pyramid reads.
+
+        For `model.apply(variables, x, method="extract")` with the variables of the whole network.
+        """
         if x.ndim != 4:
             raise ValueError(
                 f"`x` (shape {x.shape}) must be (B, H, W, C); use x[None] for one image"
             )
-        pyramid = EfficientNet(self.width, self.depth, self.dtype, name="backbone")(x, train)
-        fpn = BiFPN(self.features, self.cells, self.levels, self.weighted, self.dtype, name="fpn")
-        pyramid = fpn(pyramid, train)
-        kw: dict[str, Any] = {"depth": self.head_depth, "dtype": self.dtype}
-        logit = -math.log((1 - _PRIOR) / _PRIOR)
-        logits = Head(self.classes, bias=logit, name="class_net", **kw)(pyramid, train)
-        boxes = Head(4, name="box_net", **kw)(pyramid, train)
-        return logits, boxes
+        levels: list[jax.Array] = self.backbone(x, train)
+        return levels
+
+    def detect(
+        self, levels: Sequence[jax.Array], train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """Second half: pyramid and heads on the features `extract` gives, or on others like them.
+
+        For `model.apply(variables, levels, method="detect")`.
+        """
+        pyramid = self.fpn(levels, train)
+        return self.class_net(pyramid, train), self.box_net(pyramid, train)
 
 
 def efficientdet(name: str = "d0", classes: int = 90, dtype: Dtype = None) -> EfficientDet:

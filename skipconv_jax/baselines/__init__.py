@@ -14,8 +14,8 @@ video detectors with key frames. All run in one loop, as a `video_net.VideoNet`:
     net.dense_macs(variables, x)
 
 The variables of feature flow with a trained flow network are `join_variables(detector, flow)`, one
-tree `{'params': {'detector': ..., 'flow': ...}, 'batch_stats': {'detector': ...}}`, so `create_state`,
-the training loop and its checkpoints take them as they take any network's:
+tree `{'params': {'detector': ..., 'flow': ...}, 'batch_stats': {'detector': ...}}`: `create_state`,
+the training loop and its checkpoints take it as they take any network's.
 
     variables = join_variables(dense_variables, flow_variables)
     state = create_state(variables, {}, optimizer)

@@ -84,10 +84,10 @@ class Interleaved:
         self, params: dict[str, Any], state: InterleavedState, x: Any
     ) -> tuple[Any, InterleavedState]:
         """One frame: new outputs at a key frame, the kept ones elsewhere."""
-        key, wait = tick(state.wait, self.interval)
-        new = jax.lax.cond(key.any(), lambda: self.fn(params["model"], x), lambda: state.outputs)
-        outputs = select(key, new, state.outputs)
-        spent = jnp.where(key, state.cost, 0.0)
+        due, wait = tick(state.wait, self.interval)
+        new = jax.lax.cond(due.any(), lambda: self.fn(params["model"], x), lambda: state.outputs)
+        outputs = select(due, new, state.outputs)
+        spent = jnp.where(due, state.cost, 0.0)
         return outputs, InterleavedState(outputs, wait, state.cost, spent)
 
     def reset(self, state: InterleavedState, streams: jax.Array | None = None) -> InterleavedState:

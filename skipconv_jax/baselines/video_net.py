@@ -155,8 +155,8 @@ def tick(wait: jax.Array, interval: int) -> tuple[jax.Array, jax.Array]:
       wait: `(B,)` int32, frames until the next key frame; 0 means this one.
       interval: frames from one key frame to the next.
     """
-    key = wait == 0
-    return key, jnp.where(key, interval - 1, wait - 1)
+    due = wait == 0
+    return due, jnp.where(due, interval - 1, wait - 1)
 
 
 def restart(wait: jax.Array, streams: jax.Array | None) -> jax.Array:

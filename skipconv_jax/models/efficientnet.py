@@ -50,6 +50,12 @@ def scale_features(features: int, width: float) -> int:
     return rounded + 8 if rounded < 0.9 * scaled else rounded
 
 
+def level_channels(width: float) -> tuple[int, int, int]:
+    """Channels of the features at strides 8, 16 and 32."""
+    fine, middle, coarse = (scale_features(STAGES[i].features, width) for i in _OUTPUTS)
+    return fine, middle, coarse
+
+
 class EfficientNet(nn.Module):
     """EfficientNet without its head: images (B, H, W, 3) to features at strides 8, 16 and 32.
 

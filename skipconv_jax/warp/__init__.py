@@ -8,6 +8,7 @@ The network and its gates know nothing of it: before a frame, the state of every
 where the frame has moved, at that layer's resolution.
 """
 
+from skipconv_jax.warp.block_matching import BlockMatching
 from skipconv_jax.warp.estimate import (
     ESTIMATORS,
     dis_flow,
@@ -21,6 +22,7 @@ from skipconv_jax.warp.motion import Flow, Homography, Motion, Translation, resa
 
 __all__ = [
     "ESTIMATORS",
+    "BlockMatching",
     "Flow",
     "Homography",
     "Motion",

@@ -55,9 +55,9 @@ def flow_loss(net: FeatureFlow, task: Task, pairs: int = 1, photometric: float =
         if photometric:
             terms["photometric"] = photometric * photometric_error(key, now, guide.field)
         loss = jnp.stack(list(terms.values())).sum()
-        length = jnp.sqrt(jnp.square(guide.field).sum(axis=-1)).mean()
-        extra = {"flow_pixels": jax.lax.stop_gradient(length)}
-        return loss, (Figures(loss, terms, extra), stats)
+        field = jax.lax.stop_gradient(guide.field)
+        length = jnp.sqrt(jnp.square(field).sum(axis=-1)).mean()
+        return loss, (Figures(loss, terms, {"flow_pixels": length}), stats)
 
     return loss_fn
 

@@ -9,6 +9,7 @@ import numpy as np
 from skipconv_jax.warp.motion import Flow, Spatial, resample
 
 Pair = tuple[jax.Array, jax.Array]
+_RIDGE = 0.1  # where gradients are weaker, noise would decide
 _LARGEST_STEP = 1.0  # of a refinement, in positions: beyond it the linear model is worth nothing
 
 
@@ -19,7 +20,7 @@ class BlockMatching:
     On gray frames averaged over `stride` x `stride` pixels, divided by their deviation,
 
         d(p) = argmin_{|d|_inf <= radius} mean_{q in window(p)} |k(q + d) - x(q)| + stay |d|_2
-        d <- d - (sum g g^T + I / 100)^{-1} sum g (k(. + d) - x),   g = grad k(. + d)
+        d <- d - (sum g g^T + I / 10)^{-1} sum g (k(. + d) - x),   g = grad k(. + d)
 
     where k is the earlier frame. A search finds fast small objects, which a pyramid loses.
 
@@ -37,7 +38,7 @@ class BlockMatching:
     stride: int = 4
     radius: int = 8
     window: int = 5
-    stay: float = 0.01
+    stay: float = 0.02
     steps: int = 2
 
     def __post_init__(self) -> None:
@@ -138,7 +139,7 @@ class BlockMatching:
         yy, xx, yx, ye, xe = (
             _box_sum(a, self.window) for a in (gy * gy, gx * gx, gy * gx, gy * error, gx * error)
         )
-        yy, xx = yy + 1e-2, xx + 1e-2
+        yy, xx = yy + _RIDGE, xx + _RIDGE
         determinant = yy * xx - yx * yx
         step = jnp.stack([xx * ye - yx * xe, yy * xe - yx * ye], axis=-1) / determinant[..., None]
         return shift - jnp.clip(step, -_LARGEST_STEP, _LARGEST_STEP)

@@ -9,7 +9,7 @@ import pytest
 from skipconv_jax.warp import BlockMatching, Flow, resample
 
 
-def _world(seed, height, width, grain=6):
+def _world(seed, height, width, grain=10):
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=(height // grain, width // grain, 3)).astype(np.float32)
     return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -17,9 +17,9 @@ def _world(seed, height, width, grain=6):
 
 @pytest.mark.parametrize("shift", [(0, 0), (8, -20), (3.0, 5.5)])
 def test_finds_a_translation_below_a_position(shift):
-    world = _world(0, 180, 204)
+    world = _world(0, 180, 200)
     matrix = np.float32([[1, 0, shift[1]], [0, 1, shift[0]]])
-    moved = cv2.warpAffine(world, matrix, (204, 180), flags=cv2.INTER_CUBIC)
+    moved = cv2.warpAffine(world, matrix, (200, 180), flags=cv2.INTER_CUBIC)
     then, now = (jnp.asarray(x[None, 40:136, 40:168]) for x in (world, moved))
     field = jax.jit(BlockMatching(radius=6).field)(then, now)
     assert field.shape == (1, 24, 32, 2)

@@ -18,6 +18,7 @@ from skipconv_jax.commands.calibrate import Settings, find_plan, report
 from skipconv_jax.experiment import build
 from skipconv_jax.ops import POLICIES
 
+flags.adopt_module_key_flags(common)
 _BUDGET = flags.DEFINE_string("budget", None, "macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME")
 _CLIP = flags.DEFINE_string("clip", None, "video or folder of images; default the config's clips")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")

@@ -18,6 +18,7 @@ from skipconv_jax.experiment import build
 from skipconv_jax.ops import POLICIES
 from skipconv_jax.video import Source
 
+flags.adopt_module_key_flags(common)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
 _OUT = flags.DEFINE_string("out", None, "folder to write to (default <workdir>/stream/<VIDEO>)")
 _PIECE = flags.DEFINE_integer("piece", 8, "frames per compiled scan", lower_bound=1)
@@ -35,7 +36,7 @@ _DRIFT = flags.DEFINE_integer(
 _BOUND = flags.DEFINE_float("drift_bound", 0.1, "relative error past which the stream is reset")
 _MOST = flags.DEFINE_integer("max_frames", 0, "stop after so many frames, 0 for all", lower_bound=0)
 _BOX = flags.DEFINE_list("box", None, "x1,y1,x2,y2 of the person; default the whole frame")
-_SCORE = flags.DEFINE_float("min_score", 0.2, "joints with less confidence are not drawn")
+_SCORE = flags.DEFINE_float("min_score", 0.2, "joints or boxes with less confidence are not drawn")
 
 _ENGINE = flags.DEFINE_enum(
     "engine", "auto", ["auto", "native", "xla"], "what runs the network; auto prefers native"

@@ -1,6 +1,7 @@
 """Trains a skipped network: `python train.py --config configs/hrnet_synthetic.py [--resume]`.
 
-The dense network first, then gates and network jointly; `--config.key=value` changes one value.
+The dense network first, then gates and network jointly; `--config.key=value` changes one value,
+`--splits=1,2,3` trains one network per split of the data.
 """
 
 from collections.abc import Sequence
@@ -9,8 +10,12 @@ from absl import flags
 
 from skipconv_jax.commands import common
 from skipconv_jax.commands.train import PHASES, train
+from skipconv_jax.experiment.detection import FLOW
 
-_PHASE = flags.DEFINE_enum("phase", "all", ["all", *PHASES], "phase to train")
+flags.adopt_module_key_flags(common)
+_PHASE = flags.DEFINE_enum(
+    "phase", "all", ["all", *PHASES, FLOW], "phase to train; flow is a baseline of detectors"
+)
 _RESUME = flags.DEFINE_bool("resume", False, "continue from the newest checkpoints of the workdir")
 
 
@@ -18,7 +23,12 @@ def main(argv: Sequence[str]) -> int:
     """Trains and returns the exit code."""
     common.no_arguments(argv)
     phases = PHASES if _PHASE.value == "all" else (_PHASE.value,)
-    train(common.CONFIG.value, common.workdir(), phases, _RESUME.value)
+    folder = common.workdir()
+    for split in common.splits():
+        config = common.of_split(common.CONFIG.value, split)
+        train(config, folder / f"split{split}", phases, _RESUME.value)
+    if not common.splits():
+        train(common.CONFIG.value, folder, phases, _RESUME.value)
     return 0
 
 

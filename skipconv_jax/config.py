@@ -7,6 +7,7 @@ one value, `--config configs/x.py:arg` hands `arg` to the file.
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ GATES: dict[str, type] = {
 
 
 def base() -> ConfigDict:
-    """What every pose config starts from; a config file overrides what it means to."""
+    """What every config starts from; a config file overrides what it means to."""
     config = ConfigDict()
     config.seed = 0
     config.task = "pose"
@@ -49,13 +50,23 @@ def base() -> ConfigDict:
             "subset": "full",  # 'sub': the 316 clips of the paper
             "margin": 1.25,
             "cache": False,  # keep decoded frames in memory
-            # None: the paper's scale, rotation and flip.
+            # None: the paper's (pose: scale, rotation and flip; detection: flip).
             "augmentation": None,
+            # Detection: fields of `data.detection_pipeline.Labels`.
+            "labels": {
+                "agnostic": True,
+                "drop_ignored": False,
+                "hide_ignored": False,
+                "max_boxes": 128,
+                "max_ignored": 16,
+            },
         },
         type_safe=False,
     )
     config.model = ConfigDict({"name": "hrnet", "joints": 15})
     config.input = ConfigDict({"height": 256, "width": 256})
+    # Detection: fields of `DetectionTask` but the network's size, levels and anchor scale.
+    config.detection = ConfigDict({"candidates": 5000, "keep": 100}, type_safe=False)
     # `gate`: default gate of all convolutions; `rules`: ((pattern, None or gate settings), ...).
     # `plan`: a file of calibrate.py, which takes the place of gate, rules and policy.
     config.skip = ConfigDict(
@@ -76,6 +87,9 @@ def base() -> ConfigDict:
         "schedule": "steps",  # 'constant', 'cosine' or 'steps'
         "milestones": (0.4, 0.8),  # shares of the steps where 'steps' divides the rate by 10
         "warmup": 0,
+        "optimizer": "adam",  # or 'sgd'
+        "momentum": 0.9,  # of 'sgd'
+        "weight_decay": 0.0,  # of kernels, added to their gradients
         "clip_norm": 0.0,  # 0: no clipping
         "gate_lr_scale": 1.0,
     }
@@ -90,11 +104,23 @@ def base() -> ConfigDict:
             "remat": False,
         }
     )
+    # Deep Feature Flow, a baseline of detection: `width` of its flow network; `pairs` of a clip's
+    # first and another frame per step; `photometric`: weight of an unsupervised loss of the flow.
+    config.flow = ConfigDict(
+        phase | {"clip_length": 10, "width": 8, "pairs": 4, "photometric": 0.0}
+    )
     # `reset_every`: frames between reference frames at test time, 0 for one per clip.
-    config.eval = ConfigDict({"batch": 8, "reset_every": 8, "max_clips": 0})
+    config.eval = ConfigDict(
+        {
+            "batch": 8,
+            "reset_every": 8,
+            "max_clips": 0,
+            "convention": "extent",  # of PCK, or 'pixels'; see tasks.pose.Pck
+            "drop_ignored": False,  # detection: what ignored regions cover does not count
+        }
+    )
     config.log_every = 20
     config.checkpoint_every = 200
-    config.eval_every = 0
     config.keep_checkpoints = 2
     config.tensorboard = False
     return config
@@ -213,7 +239,7 @@ def check_unchanged(config: ConfigDict, path: Path, ignore: tuple[str, ...]) -> 
         changed = [
             f"{key}: {then.get(key)!r} -> {now.get(key)!r}"
             for key in sorted(then.keys() | now.keys())
-            if then.get(key) != now.get(key) and key.split(".")[0] not in ignore
+            if then.get(key) != now.get(key) and not _covers(ignore, key)
         ]
         if changed:
             raise ValueError(
@@ -223,6 +249,11 @@ def check_unchanged(config: ConfigDict, path: Path, ignore: tuple[str, ...]) -> 
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _covers(names: Sequence[str], key: str) -> bool:
+    """Whether a dotted key is one of the names or lies under one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -40,7 +40,7 @@ def commands(workdir: Path, data: Path) -> list[list[str]]:
 def summary(workdir: Path, seconds: dict[str, float]) -> tuple[str, bool]:
     """The demo's table in Markdown, and whether it reached its target."""
     dense, skipped = json.loads((workdir / "eval.json").read_text(encoding="utf-8"))["results"]
-    first, second = dense["pck"]["mean15"], skipped["pck"]["mean15"]
+    first, second = dense["scores"]["mean15"], skipped["scores"]["mean15"]
     lines = [
         "| held-out synthetic clips | PCK@.2 | GMAC/frame | of which gates | reduction |",
         "|---|---:|---:|---:|---:|",
@@ -49,7 +49,7 @@ def summary(workdir: Path, seconds: dict[str, float]) -> tuple[str, bool]:
         gates = 0.0 if name == "dense" else row["gate_gmac"]
         total = row["gmac"] + gates
         lines.append(
-            f"| {name} | {100 * row['pck']['mean15']:.2f} | {total:.4f} | {gates:.4f} | "
+            f"| {name} | {100 * row['scores']['mean15']:.2f} | {total:.4f} | {gates:.4f} | "
             f"{row['dense_gmac'] / total:.2f}x |"
         )
     reduction = skipped["dense_gmac"] / (skipped["gmac"] + skipped["gate_gmac"])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipconv_jax import macs
+from skipconv_jax.canonical import for_this_backend
 from skipconv_jax.ops import SkipState
 from skipconv_jax.plan import Constants, Plan, PlanState
 from skipconv_jax.reset import Guard
@@ -69,7 +70,7 @@ def make_streamer(
     def run(params: NetParams, state: Any, frames: Any) -> tuple[Any, Reading]:
         return jax.lax.scan(lambda carry, x: frame_step(params, carry, x), state, frames)
 
-    return jax.jit(run, donate_argnums=1)
+    return jax.jit(for_this_backend(run), donate_argnums=1)
 
 
 def make_plan_streamer(

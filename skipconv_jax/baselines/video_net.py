@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from skipconv_jax import macs
+from skipconv_jax.canonical import for_this_backend
 from skipconv_jax.streaming import Reading, Streamer, stage_firing
 from skipconv_jax.trace import number_of_streams
 from skipconv_jax.transform import SkipNet, skip
@@ -126,7 +127,7 @@ def make_video_streamer(net: VideoNet, read: Callable[[Any], Any]) -> Streamer:
     def run(params: dict[str, Tree], state: Any, frames: Any) -> tuple[Any, Reading]:
         return jax.lax.scan(lambda carry, x: frame_step(params, carry, x), state, frames)
 
-    return jax.jit(run, donate_argnums=1)
+    return jax.jit(for_this_backend(run), donate_argnums=1)
 
 
 def conv_macs(fn: Callable[..., Any], variables: Tree, x: Any) -> int:

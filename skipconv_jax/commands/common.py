@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from skipconv_jax import config as configs
 from skipconv_jax.experiment import DENSE, GATED, Experiment
@@ -15,6 +16,8 @@ from skipconv_jax.training.loop import TrainingDiverged
 
 Tree = Any
 CONFIG = configs.flag()
+# With `flags.adopt_module_key_flags(common)` in a script, its --help shows these flags too.
+flags.declare_key_flag("config")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder of checkpoints and results (default runs/<name of the config>)"
 )
@@ -23,6 +26,26 @@ GATE = flags.DEFINE_enum(
 )
 THRESHOLD = flags.DEFINE_float("threshold", None, "threshold of a norm gate", lower_bound=0)
 BLOCK = flags.DEFINE_integer("block", None, "side of the blocks that fire together", lower_bound=1)
+SPLITS = flags.DEFINE_list("splits", None, "splits of the data, one run each, e.g. 1,2,3")
+
+
+def splits() -> list[int]:
+    """`--splits` as numbers; none by default.
+
+    Raises:
+      ValueError: something that is no split.
+    """
+    given = SPLITS.value or []
+    if any(split not in ("1", "2", "3") for split in given):
+        raise ValueError(f"`splits` (={','.join(given)}) must be some of 1,2,3.")
+    return [int(split) for split in given]
+
+
+def of_split(config: ConfigDict, split: int) -> ConfigDict:
+    """A copy of the configuration for another split of its data."""
+    config = config.copy_and_resolve_references()
+    config.data.split = split
+    return config
 
 
 def gate_flags() -> tuple[str | None, float | None, int | None]:
@@ -37,7 +60,9 @@ def no_arguments(argv: Sequence[str]) -> None:
       ValueError: there is any.
     """
     if len(argv) > 1:
-        raise ValueError(f"`arguments` (={argv[1:]}) must be flags; did you mean --{argv[1]}?")
+        known = argv[1] in flags.FLAGS
+        hint = f"did you mean --{argv[1]}?" if known else "see --help."
+        raise ValueError(f"`arguments` (={argv[1:]}) must be flags; {hint}")
 
 
 def run(main: Callable[[Sequence[str]], int], usage: str) -> None:
@@ -70,10 +95,11 @@ def _parse(args: Sequence[str], usage: str) -> list[str]:
 
 
 def workdir() -> Path:
-    """`--workdir`, or runs/<name of the config file>."""
+    """`--workdir`, or runs/<name of the config file>, with `-<argument>` where it has one."""
     if WORKDIR.value:
         return Path(WORKDIR.value)
-    return Path("runs") / Path(configs.filename().partition(":")[0]).stem
+    name, _, argument = configs.filename().partition(":")
+    return Path("runs") / "-".join(filter(None, (Path(name).stem, argument)))
 
 
 def load_weights(experiment: Experiment, spec: str | Path) -> tuple[str, dict[str, Tree]]:

@@ -1,21 +1,21 @@
-"""Accuracy and cost of a pose network on the test clips, dense and skipped."""
+"""Accuracy and cost of a network on the test clips, dense and skipped, whatever its task."""
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from skipconv_jax import macs
-from skipconv_jax.data.clips import PoseClip
-from skipconv_jax.data.pipeline import make_eval_iterator
+from skipconv_jax.canonical import for_this_backend
 from skipconv_jax.experiment import Experiment
-from skipconv_jax.streaming import make_streamer
-from skipconv_jax.tasks.pose import JOINTS, Pck
+from skipconv_jax.streaming import Streamer, make_streamer
+from skipconv_jax.tasks.protocols import over_splits
 
 Tree = Any
 
@@ -26,21 +26,23 @@ class Result:
 
     Attributes:
       label: which weights, and how they were run.
-      pck: per joint, per group and means, in [0, 1].
+      scores: named figures of the task, in [0, 1]; `Experiment.figures` says which are shown.
       gmac: per frame, mean over all frames, reference frames included, gates not.
       dense_gmac: per frame of the dense network.
       gate_gmac: that the gates spend per frame.
       firing: per stage, share of its multiply-accumulates spent, mean over frames.
       frames: number of frames.
+      clip_length: frames from one reference frame to the next, 0 for whole clips.
     """
 
     label: str
-    pck: dict[str, float]
+    scores: dict[str, float]
     gmac: float
     dense_gmac: float
     gate_gmac: float
     firing: dict[str, float]
     frames: int
+    clip_length: int = 0
 
     @property
     def reduction(self) -> float:
@@ -55,59 +57,117 @@ class Result:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+    """A network made ready to run over clips.
+
+    Attributes:
+      run: `(params, state, frames) -> (state, readings)`, see `streaming.make_streamer`.
+      params: of the network.
+      fresh: makes the state of `config.eval.batch` streams that have seen no frame.
+      dense_macs: per frame.
+      gate_macs: per frame.
+    """
+
+    run: Streamer
+    params: Tree
+    fresh: Callable[[], Tree]
+    dense_macs: int
+    gate_macs: int = 0
+
+
 def evaluate_dense(
-    experiment: Experiment, variables: Tree, clips: Sequence[PoseClip], label: str
+    experiment: Experiment, variables: Tree, clips: Any, label: str, length: int | None = None
 ) -> Result:
-    """The dense network on every frame of the clips."""
-    table = experiment.table()
+    """The dense network on every frame of the clips.
 
-    def predict(variables: Tree, frames: jax.Array) -> jax.Array:
+    Args:
+      experiment: network, task and data.
+      variables: of the network.
+      clips: as `experiment.clips` gives them.
+      label: of the result.
+      length: frames of a piece; by default the first of `experiment.tests()`.
+    """
+    table, scorer, frames = experiment.table(), experiment.scorer(), 0
+    length = _length(experiment, length)
+
+    def read(variables: Tree, frames: jax.Array) -> Any:
         flat = frames.reshape(-1, *frames.shape[2:])
-        joints, _ = experiment.task.predict(experiment.predict(variables, flat))
-        return joints.reshape(*frames.shape[:2], *joints.shape[1:])
+        seen = experiment.read(experiment.predict(variables, flat))
+        return jax.tree.map(lambda leaf: leaf.reshape(*frames.shape[:2], *leaf.shape[1:]), seen)
 
-    run, pck, frames = jax.jit(predict), Pck(), 0
-    for batch in _batches(experiment, clips):
-        _score(pck, np.asarray(run(variables, batch["frames"])), batch)
+    run = jax.jit(for_this_backend(read))
+    for batch in experiment.test_batches(clips, length):
+        scorer.update(jax.device_get(run(variables, batch["frames"])), batch)
         frames += int(batch["valid"].sum())
     gmac = table.macs / macs.GIGA
     stages = dict.fromkeys(table.stages(), 1.0)
-    return Result(label, pck.result(), gmac, gmac, 0.0, stages, frames)
+    return Result(label, scorer.result(), gmac, gmac, 0.0, stages, frames, length)
 
 
 def evaluate_skipped(
-    experiment: Experiment, weights: dict[str, Tree], clips: Sequence[PoseClip], label: str
+    experiment: Experiment,
+    weights: dict[str, Tree],
+    clips: Any,
+    label: str,
+    length: int | None = None,
 ) -> Result:
-    """The skipped network on every frame of the clips, a new reference frame every `reset_every`.
+    """The skipped network on every frame of the clips, a new reference frame every `length`.
 
-    Gates without trained parameters take their initial ones, which suits norm gates.
+    Gates without trained parameters take their initial ones, which suits norm gates. Arguments as
+    for `evaluate_dense`.
     """
-    config, net = experiment.config, experiment.net()
-    streams = config.eval.batch
-    table = experiment.table(net, streams)
-    params = with_gates(experiment, weights)
-    streamer = make_streamer(net, table, lambda outputs: experiment.task.predict(outputs)[0])
-    pck, frames, spent = Pck(), 0, 0.0
-    stages = dict.fromkeys(table.stages(), 0.0)
-    for batch in _batches(experiment, clips):
-        _, state = net.init(params["model"], experiment.frame(streams), key=jax.random.key(0))
-        _, reading = streamer(params, state, np.swapaxes(batch["frames"], 0, 1))
-        _score(pck, np.swapaxes(np.asarray(reading.outputs), 0, 1), batch)
+    net, streams = experiment.net(), experiment.config.eval.batch
+    table, params = experiment.table(net, streams), with_gates(experiment, weights)
+    _, state = net.init(params["model"], experiment.frame(streams), key=jax.random.key(0))
+
+    def fresh() -> Tree:
+        # A copy: running donates it.
+        return jax.tree.map(jnp.copy, state)
+
+    streamer = make_streamer(net, table, experiment.read)
+    ready = Streamed(streamer, params, fresh, table.macs, table.gate_macs)
+    return evaluate_streamed(experiment, ready, clips, label, length)
+
+
+def evaluate_streamed(
+    experiment: Experiment,
+    network: Streamed,
+    clips: Any,
+    label: str,
+    length: int | None = None,
+) -> Result:
+    """Any network that runs over streams; other arguments as for `evaluate_dense`."""
+    scorer, frames, spent = experiment.scorer(), 0, 0.0
+    length, stages = _length(experiment, length), dict[str, float]()
+    for batch in experiment.test_batches(clips, length):
+        _, reading = network.run(network.params, network.fresh(), _swap(batch["frames"]))
+        reading = jax.device_get(reading)
+        scorer.update(jax.tree.map(_swap, reading.outputs), batch)
         valid = batch["valid"].T
         frames += int(valid.sum())
         spent += float(np.asarray(reading.macs, np.float64)[valid].sum())
-        for stage in stages:
-            share = np.asarray(reading.firing[stage], np.float64)
-            stages[stage] += float(share[valid].sum())
+        for stage, share in reading.firing.items():
+            stages[stage] = stages.get(stage, 0.0) + float(share[valid].sum(dtype=np.float64))
     return Result(
         label,
-        pck.result(),
+        scorer.result(),
         spent / frames / macs.GIGA,
-        table.macs / macs.GIGA,
-        table.gate_macs / macs.GIGA,
+        network.dense_macs / macs.GIGA,
+        network.gate_macs / macs.GIGA,
         {stage: total / frames for stage, total in stages.items()},
         frames,
+        length,
     )
+
+
+def _length(experiment: Experiment, length: int | None) -> int:
+    return next(iter(experiment.tests().values())) if length is None else length
+
+
+def _swap(array: np.ndarray) -> np.ndarray:
+    """(B, T, ...) to (T, B, ...) and back."""
+    return np.swapaxes(array, 0, 1)
 
 
 def with_gates(experiment: Experiment, weights: dict[str, Tree]) -> dict[str, Tree]:
@@ -136,42 +196,64 @@ def with_gates(experiment: Experiment, weights: dict[str, Tree]) -> dict[str, Tr
     return {"model": weights["model"], "gates": trained}
 
 
-def _batches(experiment: Experiment, clips: Sequence[PoseClip]) -> Any:
-    config = experiment.config
-    return make_eval_iterator(
-        clips,
-        batch=config.eval.batch,
-        length=config.eval.reset_every or None,
-        size=experiment.size,
-        margin=config.data.margin,
-        normalized=False,
-    )
-
-
-def _score(pck: Pck, joints: np.ndarray, batch: dict[str, np.ndarray]) -> None:
-    counted = batch["visible"] & batch["valid"][..., None]
-    pck.update(joints, batch["joints"], batch["size"], counted, batch["scale"])
-
-
-def report(results: Sequence[Result]) -> str:
-    """Results side by side: PCK per joint and means, cost, firing per stage."""
-    rows = [(joint, [f"{100 * r.pck[joint]:.1f}" for r in results]) for joint in JOINTS]
+def report(experiment: Experiment, results: Sequence[Result]) -> str:
+    """Results side by side: the task's figures, cost, firing per stage."""
+    rows = [
+        (name, [_percent(r.scores[key]) for r in results])
+        for key, name in experiment.figures
+        if any(np.isfinite(r.scores[key]) for r in results)
+    ]
+    if experiment.per_video:
+        unit, times = "video", [max(r.clip_length, 1) for r in results]
+    else:
+        unit, times = "frame", [1 for _ in results]
+    for name in ("dense_gmac", "gmac", "gate_gmac"):
+        what = {"dense_gmac": "dense", "gmac": "spent", "gate_gmac": "gates"}[name]
+        cells = [f"{k * getattr(r, name):.4f}" for r, k in zip(results, times, strict=True)]
+        rows.append((f"GMAC/{unit}, {what}", cells))
     rows += [
-        ("PCK@.2, mean of 15", [f"{100 * r.pck['mean15']:.2f}" for r in results]),
-        ("GMAC/frame, dense", [f"{r.dense_gmac:.4f}" for r in results]),
-        ("GMAC/frame, spent", [f"{r.gmac:.4f}" for r in results]),
-        ("GMAC/frame, gates", [f"{r.gate_gmac:.4f}" for r in results]),
         ("reduction", [f"{r.reduction:.2f}x" for r in results]),
         ("frames", [str(r.frames) for r in results]),
     ]
+    stages = {stage: None for r in results for stage in r.firing}
     rows += [
-        (f"fired: {stage}", [f"{100 * r.firing[stage]:.1f}%" for r in results])
-        for stage in results[0].firing
+        (f"fired: {stage}", [f"{100 * r.firing.get(stage, np.nan):.1f}%" for r in results])
+        for stage in stages
     ]
-    return _table(["", *(r.label for r in results)], rows)
+    return markdown(["", *(r.label for r in results)], rows)
 
 
-def _table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+def split_report(
+    experiment: Experiment, results: Mapping[int, Sequence[Result]]
+) -> tuple[str, dict[str, Any]]:
+    """Rows per split and their mean, which is what the paper reports, as text and for JSON.
+
+    Args:
+      experiment: of any of the splits.
+      results: number of the split to its results, in the same order for every split.
+    """
+    rows, saved = [], {}
+    for index, first in enumerate(next(iter(results.values()))):
+        # Labels name the step of a checkpoint; the last word says how it was run.
+        how = first.label.rpartition(" ")[2]
+        table = over_splits(
+            {n: {**r[index].scores, "gmac": r[index].gmac, "gate_gmac": r[index].gate_gmac}
+             for n, r in results.items()}
+        )  # fmt: skip
+        saved[how] = table
+        for name, figures in table.items():
+            shown = [_percent(figures[key]) for key, _ in experiment.figures]
+            costs = [f"{figures['gmac']:.4f}", f"{figures['gate_gmac']:.4f}"]
+            rows.append((f"{how}, {name}", [*shown, *costs]))
+    header = ["", *(name for _, name in experiment.figures), "GMAC/frame", "gates"]
+    return markdown(header, rows), saved
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
     """A Markdown table, columns aligned."""
     cells = [list(header), *([name, *values] for name, values in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
@@ -186,7 +268,9 @@ def _table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> 
     return "\n".join([lines[0], rule + "|", *lines[1:]])
 
 
-def write(results: Sequence[Result], config: ConfigDict, folder: Path) -> None:
+def write(
+    experiment: Experiment, results: Sequence[Result], config: ConfigDict, folder: Path
+) -> None:
     """`eval.json` and `eval.md` in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     payload = {
@@ -194,4 +278,4 @@ def write(results: Sequence[Result], config: ConfigDict, folder: Path) -> None:
         "config": json.loads(config.to_json_best_effort()),
     }
     (folder / "eval.json").write_text(json.dumps(payload, indent=1) + "\n", encoding="utf-8")
-    (folder / "eval.md").write_text(report(results) + "\n", encoding="utf-8")
+    (folder / "eval.md").write_text(report(experiment, results) + "\n", encoding="utf-8")

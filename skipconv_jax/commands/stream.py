@@ -1,4 +1,4 @@
-"""Streams a video through a skipped pose network and writes what it saw and what it cost."""
+"""Streams a video through a skipped network and writes what it saw and what it cost."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from skipconv_jax import macs, native
-from skipconv_jax.data.augment import crop_affine, invert_affine, warp_frames, warp_joints
+from skipconv_jax.commands.views import View, make_view
 from skipconv_jax.experiment import Experiment
 from skipconv_jax.plan import Plan, compile_plan
 from skipconv_jax.reset import Drift, Guard, SceneCut
@@ -35,7 +35,7 @@ class Settings:
       reset_every: frames between reference frames; 0 takes one at the start and after a reset only.
       max_frames: stop after so many; 0 for all.
       box: x1, y1, x2, y2 of the person in frame pixels; None takes the whole frame.
-      min_score: joints with less confidence are not drawn.
+      min_score: joints with less confidence are not drawn, boxes not reported either.
       scene_cut: take a reference frame where the scene is cut.
       drift_every: frames between measurements against the dense network; 0 for none.
       drift_bound: relative error of the last layer past which a reference frame is taken.
@@ -68,13 +68,14 @@ class Seen:
     affine: np.ndarray | None
 
 
-class PoseStream:
+class NetworkStream:
     """One stream through the network: frames in, `Seen` out, state kept on the device."""
 
     def __init__(self, experiment: Experiment, params: dict[str, Tree], settings: Settings) -> None:
         self._experiment, self._settings = experiment, settings
         self._params: Any = params
         self._net = experiment.net()
+        self.view: View = make_view(experiment, settings.box, settings.min_score)
         self.table = experiment.table(self._net)
         height, width = experiment.size
         self._guard = None
@@ -84,11 +85,11 @@ class PoseStream:
         cells = (height // _PLACES, width // _PLACES)
         self._plan, self.engine = _plan(settings, self._net, params, experiment.frame())
         if self._plan is None:
-            predict = experiment.task.predict
-            streamer = make_streamer(self._net, self.table, predict, cells, self._guard)
+            read = experiment.read
+            streamer = make_streamer(self._net, self.table, read, cells, self._guard)
         else:
             self._params = self._plan.constants
-            streamer = make_plan_streamer(self._plan, self.table, experiment.task.predict, cells)
+            streamer = make_plan_streamer(self._plan, self.table, experiment.read, cells)
         self._state = self._fresh()
         piece = jax.ShapeDtypeStruct((settings.piece, *experiment.frame().shape), np.uint8)
         # Compiled before the first frame arrives, so that no frame's time holds the compilation.
@@ -140,8 +141,8 @@ class PoseStream:
         if not piece:
             return
         images = [frame.image for frame in piece if frame.image is not None]
-        affine = self._affine(images[0])
-        batch = warp_frames(np.stack(images), affine, *self._experiment.size)
+        affine = self.view.affine(images[0])
+        batch = self.view.inputs(images, affine)
         # A short piece is filled up by its last frame; what follows it starts from a reset.
         batch = np.concatenate([batch, np.repeat(batch[-1:], self._settings.piece - len(batch), 0)])
         began = time.perf_counter()
@@ -150,12 +151,6 @@ class PoseStream:
         ms = (time.perf_counter() - began) * 1e3 / self._settings.piece
         for t, frame in enumerate(piece):
             yield self._seen(frame, images[t], reading, t, affine, ms, reset if t == 0 else "")
-
-    def _affine(self, image: np.ndarray) -> np.ndarray:
-        height, width = image.shape[:2]
-        box = self._settings.box or (0, 0, width - 1, height - 1)
-        margin = 1.25 if self._settings.box else 1.0
-        return crop_affine(np.asarray(box, np.float32), *self._experiment.size, margin=margin)
 
     def _seen(
         self,
@@ -167,14 +162,13 @@ class PoseStream:
         ms: float,
         reset: str,
     ) -> Seen:
-        joints, scores = (np.asarray(part)[t, 0] for part in reading.outputs)
+        said = jax.tree.map(lambda part: np.asarray(part)[t, 0], reading.outputs)
         row: dict[str, Any] = {
             "frame": frame.index,
             "gmac": float(reading.macs[t, 0]) / macs.GIGA,
             "ms": ms,
             "firing": {stage: float(reading.firing[stage][t, 0]) for stage in self.table.stages()},
-            "joints": np.round(warp_joints(joints, invert_affine(affine)), 2).tolist(),
-            "scores": np.round(scores, 4).tolist(),
+            **self.view.row(said, affine),
         }
         if reading.figures:
             row |= {name: round(float(value[t, 0]), 6) for name, value in reading.figures.items()}
@@ -212,13 +206,12 @@ def _plan(
     return None, f"plain XLA: {why}"
 
 
-def annotate(seen: Seen, dense_gmac: float, min_score: float) -> np.ndarray:
-    """The frame with fired blocks, keypoints and cost drawn on it."""
+def annotate(seen: Seen, view: View, dense_gmac: float) -> np.ndarray:
+    """The frame with fired blocks, what the network says, and the cost drawn on it."""
     row, image = seen.row, seen.image
     if seen.places is not None and seen.affine is not None:
         image = draw.overlay_firing(image, _on_frame(seen.places, seen.affine, image.shape))
-    joints, scores = np.asarray(row["joints"]), np.asarray(row["scores"])
-    image = draw.draw_pose(image, joints, scores, minimum=min_score)
+    image = view.draw(image, row)
     text = f"#{row['frame']}  {row['gmac']:.3f} of {dense_gmac:.3f} GMAC  {row['ms']:.1f} ms"
     return draw.caption(image, text + ("  RESET" if "reset" in row else ""))
 
@@ -281,7 +274,7 @@ def stream(
         up to there is kept, and valid.
     """
     out.mkdir(parents=True, exist_ok=True)
-    runner = PoseStream(experiment, params, settings)
+    runner = NetworkStream(experiment, params, settings)
     dense = runner.table.macs / macs.GIGA
     # A source that does not know its length shows its first 200 frames.
     length = min(filter(None, (source.frames or 200, settings.max_frames)))
@@ -294,7 +287,7 @@ def stream(
     ):
         try:
             for seen in runner(frames):
-                _record(seen, dense, settings, video, lines, sheet)
+                _record(seen, runner.view, dense, video, lines, sheet)
                 summary.add(seen.row)
                 if "error" not in seen.row:
                     bins.add(seen.row)
@@ -323,12 +316,12 @@ def _limited(frames: Iterator[Frame], most: int) -> Iterator[Frame]:
 
 
 def _record(
-    seen: Seen, dense: float, settings: Settings, video: VideoWriter, lines: TextIO, sheet: "_Sheet"
+    seen: Seen, view: View, dense: float, video: VideoWriter, lines: TextIO, sheet: "_Sheet"
 ) -> None:
     lines.write(json.dumps(seen.row) + "\n")
     if "error" in seen.row:
         return
-    picture = annotate(seen, dense, settings.min_score)
+    picture = annotate(seen, view, dense)
     video.write(picture)
     sheet.offer(seen.row["frame"], picture)
 

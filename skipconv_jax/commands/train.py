@@ -11,7 +11,16 @@ from skipconv_jax.training.loop import Options, run
 
 PHASES = (DENSE, GATED)
 # Parts of a configuration that may differ between a run and its resumption: they change no result.
-_FREE = ("eval", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "data.root")
+_FREE = (
+    "eval",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "tensorboard",
+    "data.root",
+    "data.cache",
+    "data.fetch",
+)
 
 
 def train(

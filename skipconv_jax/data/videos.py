@@ -109,6 +109,33 @@ class VideoSource(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class FirstVideos:
+    """The first `count` videos of a source."""
+
+    source: VideoSource
+    count: int
+
+    @property
+    def names(self) -> list[str]:
+        """Of the videos."""
+        return self.source.names[: self.count]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Frames of each video."""
+        return self.source.lengths[: self.count]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.source.classes
+
+    def read(self, video: int, times: Sequence[int]) -> VideoWindow:
+        """Frames of one video."""
+        return self.source.read(video, times)
+
+
 def clip_boxes(boxes: np.ndarray, height: float, width: float) -> np.ndarray:
     """Boxes `(..., 4)` cut at the image's edges."""
     limit = np.array([width, height, width, height], boxes.dtype)

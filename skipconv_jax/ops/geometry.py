@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from skipconv_jax.ops.depthwise import depthwise
+
 Padding = str | Sequence[tuple[int, int]] | Sequence[int] | int
 
 _NAMED_PADDINGS = ("SAME", "SAME_LOWER", "VALID")
@@ -170,6 +172,11 @@ class Conv:
         return len(self.window)
 
     @property
+    def depthwise(self) -> bool:
+        """Whether it has one filter per channel."""
+        return self.groups == self.in_channels == self.out_channels > 1
+
+    @property
     def extent(self) -> tuple[int, ...]:
         """Input positions one output position looks at, per axis: (k - 1) d + 1."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.window, self.dilation, strict=True))
@@ -216,6 +223,8 @@ class Conv:
         bfloat16 and float16 operands are widened first: the products are then exact and the sum is
         float32 in the forward and in the backward pass.
         """
+        if self.depthwise and jax.default_backend() == "cpu":
+            return depthwise(widen(x), widen(kernel), self.strides, self.padding, self.dilation)
         letters = _SPATIAL_LETTERS[self.rank]
         return lax.conv_general_dilated(
             widen(x),

@@ -89,17 +89,30 @@ def evaluate_detection(
     score = AveragePrecision(classes, agnostic, drop_ignored)
     for batch in batches:
         found = detect(batch["frames"])
-        for b, t in np.argwhere(batch["valid"] & batch["annotated"]):
-            scale = float(batch["scale"][b, t])
-            real = batch["labels"][b, t] >= 0
-            regions = batch["ignored"][b, t]
-            regions = regions[(regions[:, 2:] > regions[:, :2]).all(axis=1)]
-            one = found[b][t]
-            boxes = np.asarray(one.boxes, np.float64).reshape(-1, 4) / scale
-            score.update(
-                Detections(boxes, one.scores, one.labels),
-                batch["boxes"][b, t][real] / scale,
-                batch["labels"][b, t][real],
-                regions / scale,
-            )
+        add_detections(score, found, batch)
     return score
+
+
+def add_detections(
+    score: AveragePrecision, found: Sequence[Sequence[Detections]], batch: Batch
+) -> None:
+    """Adds the annotated frames of a batch to an AP; padding and unannotated frames are left out.
+
+    Args:
+      score: to add to.
+      found: `[B][T]`, boxes in pixels of the frames.
+      batch: of `data.detection_pipeline.make_eval_iterator`.
+    """
+    for b, t in np.argwhere(batch["valid"] & batch["annotated"]):
+        scale = float(batch["scale"][b, t])
+        real = batch["labels"][b, t] >= 0
+        regions = batch["ignored"][b, t]
+        regions = regions[(regions[:, 2:] > regions[:, :2]).all(axis=1)]
+        one = found[b][t]
+        boxes = np.asarray(one.boxes, np.float64).reshape(-1, 4) / scale
+        score.update(
+            Detections(boxes, one.scores, one.labels),
+            batch["boxes"][b, t][real] / scale,
+            batch["labels"][b, t][real],
+            regions / scale,
+        )

@@ -50,7 +50,6 @@ class Phase:
       optimizer: the optimiser of `{'model': ..., 'gates': ...}`.
       initial: makes the state before the first step.
       batches: makes the stream of batches.
-      evaluate: optional, figures of a state on held-out data.
     """
 
     name: str
@@ -59,7 +58,6 @@ class Phase:
     optimizer: optax.GradientTransformation
     initial: Callable[[], TrainState]
     batches: Callable[[], Batches]
-    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +67,6 @@ class Options:
     Attributes:
       log_every: steps between metric lines.
       checkpoint_every: steps between checkpoints; the last step always writes one.
-      eval_every: steps between evaluations, 0 for none.
       keep: checkpoints kept.
       tensorboard: write TensorBoard events as well.
       resume: continue from the newest checkpoint; without it, a phase that has one is an error.
@@ -77,7 +74,6 @@ class Options:
 
     log_every: int = 20
     checkpoint_every: int = 200
-    eval_every: int = 0
     keep: int = 2
     tensorboard: bool = False
     resume: bool = False
@@ -139,8 +135,6 @@ def _steps(
             failed.settle(state)
             writers.write(step, _flat(figures) | {"seconds": time.monotonic() - since})
             since = time.monotonic()
-        if phase.evaluate and options.eval_every and step % options.eval_every == 0:
-            writers.write(step, phase.evaluate(state))
         if step % options.checkpoint_every == 0 or step == phase.steps:
             # Never save what a non-finite step has touched.
             failed.settle(state)

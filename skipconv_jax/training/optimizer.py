@@ -42,17 +42,40 @@ def schedule(recipe: Any, steps: int) -> Schedule:
 
 
 def optimizer(recipe: Any, steps: int) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba, 2014) for `{'model': ..., 'gates': ...}`, the gates' rate scaled.
+    """Adam (Kingma & Ba, 2014) or SGD with momentum for `{'model': ..., 'gates': ...}`.
 
-    Gates take `gate_lr_scale` times the rate: they start from one bias for all
-    layers and have to travel further than pretrained kernels.
+    Gates take `gate_lr_scale` times the rate: they start from one bias for all layers and have to
+    travel further than pretrained kernels. Weight decay is added to the gradients of the model's
+    kernels (not to biases, norms and gates), before the momentum, as the paper's framework does.
+
+    Args:
+      recipe: as for `schedule`, with `optimizer` ('adam' or 'sgd'), `momentum`, `weight_decay`,
+        `clip_norm` (0: none) and `gate_lr_scale`.
+      steps: steps of the phase.
+
+    Raises:
+      ValueError: an unknown optimiser, or what `schedule` refuses.
     """
     rate = schedule(recipe, steps)
-    clip = optax.clip_by_global_norm(recipe.clip_norm) if recipe.clip_norm else optax.identity()
+    if recipe.optimizer not in ("adam", "sgd"):
+        raise ValueError(f"`optimizer` (={recipe.optimizer!r}) must be 'adam' or 'sgd'.")
+
+    def rule(scaled: Schedule) -> optax.GradientTransformation:
+        if recipe.optimizer == "sgd":
+            return optax.sgd(scaled, momentum=recipe.momentum)
+        return optax.adam(scaled)
+
+    def decayed(weights: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: path[-1] == jax.tree_util.DictKey("kernel"), weights
+        )
+
+    decay = optax.add_decayed_weights(recipe.weight_decay, decayed)
     parts = {
-        "model": optax.adam(rate),
-        "gates": optax.adam(lambda count: recipe.gate_lr_scale * rate(count)),
+        "model": optax.chain(decay, rule(rate)) if recipe.weight_decay else rule(rate),
+        "gates": rule(lambda count: recipe.gate_lr_scale * rate(count)),
     }
+    clip = optax.clip_by_global_norm(recipe.clip_norm) if recipe.clip_norm else optax.identity()
     return _with_own_promotion(optax.chain(clip, optax.multi_transform(parts, _labels)))
 
 

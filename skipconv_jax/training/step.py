@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from skipconv_jax import macs
-from skipconv_jax.training.canonical import canonical
+from skipconv_jax.canonical import for_this_backend
 
 Tree = Any
 Batch = Mapping[str, jax.Array]
@@ -179,8 +179,7 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Any:
         figures = figures._replace(extra={**figures.extra, "grad_norm": norm})
         return TrainState(chosen[0], chosen[1], chosen[2], chosen[3], healthy), figures
 
-    on_cpu = jax.default_backend() == "cpu"
-    return jax.jit(canonical(step) if on_cpu else step, donate_argnums=0)
+    return jax.jit(for_this_backend(step), donate_argnums=0)
 
 
 def _all_finite(tree: Tree) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Draws on frames: keypoints, skeleton and the blocks that fired."""
+"""Draws on frames: keypoints, skeletons, boxes, notes and the blocks that fired."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ import numpy as np
 from skipconv_jax.tasks.pose import BONES
 
 _RIGHT, _LEFT, _MIDDLE = (66, 133, 244), (244, 160, 0), (52, 168, 83)
+_BOXES = ((66, 133, 244), (244, 160, 0), (52, 168, 83), (171, 71, 188), (0, 172, 193))
 _FIRED = np.asarray((255, 64, 64), np.float32)
 
 
@@ -54,6 +55,37 @@ def draw_pose(
     return canvas
 
 
+def draw_boxes(
+    image: np.ndarray,
+    boxes: Sequence[Sequence[float]] | np.ndarray,
+    labels: Sequence[str],
+    scores: Sequence[float] | None = None,
+) -> np.ndarray:
+    """A copy of the frame with boxes, each under its label and score.
+
+    Args:
+      image: `(H, W, 3)` uint8, RGB.
+      boxes: `(N, 4)` x1, y1, x2, y2, edges in pixels.
+      labels: N names.
+      scores: N confidences; None writes the names alone.
+    """
+    canvas = np.ascontiguousarray(image).copy()
+    size = max(image.shape[:2])
+    thick, scale = max(1, size // 400), max(0.3, size / 2200)
+    for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        # Edges to the pixels just inside of them.
+        x1, y1, x2, y2 = (int(v) for v in np.rint(np.asarray(box) - (0, 0, 1, 1)))
+        colour = _BOXES[sum(map(ord, label)) % len(_BOXES)]
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thick)
+        text = label if scores is None else f"{label} {scores[index]:.2f}"
+        (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+        top = max(y1 - height - 4, 0)
+        cv2.rectangle(canvas, (x1, top), (x1 + width + 2, top + height + 4), colour, -1)
+        cv2.putText(canvas, text, (x1 + 1, top + height + 1), cv2.FONT_HERSHEY_SIMPLEX, scale,
+                    (255, 255, 255), 1, cv2.LINE_AA)  # fmt: skip
+    return canvas
+
+
 def overlay_firing(image: np.ndarray, firing: np.ndarray, alpha: float = 0.45) -> np.ndarray:
     """The frame tinted red where convolutions fired.
 
@@ -71,20 +103,23 @@ def overlay_firing(image: np.ndarray, firing: np.ndarray, alpha: float = 0.45) -
 
 def caption(image: np.ndarray, text: str) -> np.ndarray:
     """A copy of the frame with one line of text in its upper left corner."""
+    return _write(image, text, at_top=True)
+
+
+def note(image: np.ndarray, text: str) -> np.ndarray:
+    """A copy of the frame with one line of text in its lower left corner."""
+    return _write(image, text, at_top=False)
+
+
+def _write(image: np.ndarray, text: str, at_top: bool) -> np.ndarray:
     canvas = np.ascontiguousarray(image).copy()
     scale = max(0.35, max(image.shape[:2]) / 1100)
     (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-    cv2.rectangle(canvas, (0, 0), (width + 8, height + base + 6), (0, 0, 0), -1)
-    cv2.putText(
-        canvas,
-        text,
-        (4, height + 3),
-        cv2.FONT_HERSHEY_SIMPLEX,
-        scale,
-        (255, 255, 255),
-        1,
-        cv2.LINE_AA,
-    )
+    line = height + base + 6
+    top = 0 if at_top else image.shape[0] - line
+    cv2.rectangle(canvas, (0, top), (width + 8, top + line), (0, 0, 0), -1)
+    cv2.putText(canvas, text, (4, top + height + 3), cv2.FONT_HERSHEY_SIMPLEX, scale,
+                (255, 255, 255), 1, cv2.LINE_AA)  # fmt: skip
     return canvas
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from skipconv_jax import actions as experiments
 from skipconv_jax import config as configs
+from skipconv_jax.commands.evaluate import evaluate_dense, evaluate_skipped, report
 from skipconv_jax.data import synthetic_pose
 from skipconv_jax.data.actions import (
     make_eval_iterator,
@@ -15,6 +15,7 @@ from skipconv_jax.data.actions import (
     resize_and_crop,
     segment_indices,
 )
+from skipconv_jax.experiment import build
 from skipconv_jax.models import ResNet, init_variables
 from skipconv_jax.models.convert import save_state, to_torch
 from skipconv_jax.models.tsn import TSN, consensus
@@ -122,13 +123,13 @@ def test_tsn_is_the_backbone_averaged():
 def test_cost_of_the_paper_s_videos(repository, segments, gmac):
     config = configs.load(str(repository / "configs/tsn_jhmdb.py"))
     assert segments in config.eval.segments
-    table = experiments.build(config).table()
+    table = build(config).table()
     assert segments * table.macs / 1e9 == pytest.approx(gmac, abs=0.01)
     assert len(table.skipped()) == len(table.rows) == 104
 
 
 def test_batches(config):
-    experiment = experiments.build(config)
+    experiment = build(config)
     names, test = experiment.names(), experiment.clips("test")
     assert names == ["squat", "stand", "walk", "wave"]
     batches = list(
@@ -158,19 +159,20 @@ def test_batches(config):
 
 
 def test_trains_and_evaluates(config, tmp_path):
-    experiment = experiments.build(config)
+    experiment = build(config)
     options = Options(log_every=1, checkpoint_every=2)
     with jax.numpy_dtype_promotion("standard"):
         for name in ("dense", "gated"):
             state = run(experiment.phase(name, tmp_path), tmp_path, 0, options)
             assert int(state.step) == 2
     clips = experiment.clips("test")
-    dense = experiments.evaluate_dense(experiment, state.variables, clips, 3)
+    dense = evaluate_dense(experiment, state.variables, clips, "dense", 3)
     params = {"model": state.variables, "gates": state.weights["gates"]}
-    skipped = experiments.evaluate_skipped(experiment, params, clips, 3)
-    assert dense.videos == skipped.videos == len(clips)
+    skipped = evaluate_skipped(experiment, params, clips, "skipped", 3)
+    assert dense.frames == skipped.frames == 3 * len(clips)
+    assert "GMAC/video" in report(experiment, [dense, skipped])
     assert 0 < skipped.gmac <= dense.gmac == pytest.approx(skipped.dense_gmac)
-    assert 0 <= dense.top1 <= 1
+    assert 0 <= dense.scores["top1"] <= 1
     assert skipped.gate_gmac > 0
 
 
@@ -182,18 +184,18 @@ def test_starts_from_a_torchvision_checkpoint(config, tmp_path):
     save_state(to_torch(public), path)
     config = config.copy_and_resolve_references()
     config.init_from = str(path)
-    taken = experiments.build(config).initial_variables()
+    taken = build(config).initial_variables()
     np.testing.assert_array_equal(
         taken["params"]["conv1"]["kernel"], public["params"]["conv1"]["kernel"]
     )
     assert taken["params"]["fc"]["kernel"].shape[-1] == 4
 
 
-def test_refuses_other_tasks(config):
+def test_refuses_other_tasks_and_models(config):
     other = config.copy_and_resolve_references()
-    other.task = "pose"
-    with pytest.raises(ValueError, match=r"`config.task` \(='pose'\)"):
-        experiments.build(other)
+    other.task = "segmentation"
+    with pytest.raises(ValueError, match=r"`config.task` \(='segmentation'\)"):
+        build(other)
     other.task, other.model.name = "classification", "vgg"
     with pytest.raises(ValueError, match=r"`config.model.name` \(='vgg'\)"):
-        experiments.build(other)
+        build(other)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from skipconv_jax.training.canonical import canonical
+from skipconv_jax.canonical import canonical
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -70,3 +70,31 @@ def test_structure_of_arguments_and_results_is_kept():
     out = canonical(fn)({"a": jnp.float32(1), "key": key}, jnp.float32(2))
     assert out["sum"] == 3
     assert out["key"] == jax.random.uniform(key)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize(("window", "stride", "dilation"), [(3, 2, 1), (2, 1, 2)])
+def test_depthwise_convolutions_and_their_gradients_leave_no_grouped_one(
+    scanned, window, stride, dilation
+):
+    def conv(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), [(1, 2), (2, 0)], rhs_dilation=(dilation, dilation),
+            dimension_numbers=_NHWC, feature_group_count=6,
+        )  # fmt: skip
+
+    def loss(kernel, frames):
+        def total(x):
+            return (jnp.sin(conv(x, kernel))).sum()
+
+        if scanned:
+            return lax.scan(lambda carry, x: (carry + total(x), None), jnp.float32(0), frames)[0]
+        return total(frames[0]) + total(frames[1])
+
+    kernel = jax.random.normal(jax.random.key(0), (window, window, 1, 6))
+    frames = jax.random.normal(jax.random.key(1), (2, 3, 9, 8, 6))
+    grad = jax.value_and_grad(loss, argnums=(0, 1))
+    plain, rewritten = jax.jit(grad)(kernel, frames), jax.jit(canonical(grad))(kernel, frames)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), plain,
+                 rewritten)  # fmt: skip
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(canonical(grad))(kernel, frames))

@@ -1,0 +1,99 @@
+"""The commands on a tiny detector: train, gates, flow, evaluate with every baseline, stream."""
+
+import json
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from skipconv_jax import config as configs
+from skipconv_jax.commands import common
+from skipconv_jax.commands.baselines import evaluate_baseline
+from skipconv_jax.commands.evaluate import evaluate_dense, evaluate_skipped, report, with_gates
+from skipconv_jax.commands.stream import Settings, stream
+from skipconv_jax.commands.train import train
+from skipconv_jax.config import set_gate
+from skipconv_jax.data.synthetic_traffic import TrafficScene, generate
+from skipconv_jax.experiment import build
+from skipconv_jax.experiment.detection import BASELINES
+from skipconv_jax.video import Source
+
+
+@pytest.fixture(scope="module")
+def config(repository, tmp_path_factory):
+    root = tmp_path_factory.mktemp("traffic")
+    generate(root, 4, TrafficScene(height=64, width=96, frames=6), seed=3, workers=1)
+    config = configs.load(str(repository / "configs/efficientdet_synthetic.py:tiny"))
+    config.data.root = str(root)
+    config.input.update({"height": 32, "width": 64})
+    config.model.update({"width": 0.1, "depth": 0.1, "features": 8})
+    # Most layers dense: compiling is what takes the time.
+    config.skip.rules = (("*/se/*", None), ("backbone/blocks/[1-6]/*", None), ("*net/*", None),
+                         *config.skip.rules[1:])  # fmt: skip
+    config.dense.update({"steps": 2, "batch": 2, "warmup": 0})
+    config.gated.update({"steps": 2, "batch": 1, "clip_length": 2})
+    config.flow.update({"steps": 2, "batch": 1, "clip_length": 3, "width": 1, "pairs": 2})
+    config.eval.update({"batch": 2, "reset_every": 3})
+    config.log_every = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    with jax.numpy_dtype_promotion("standard"):
+        train(config, workdir, ("dense", "gated", "flow"))
+    return workdir
+
+
+def test_a_detector_is_evaluated_dense_skipped_and_as_every_baseline(config, trained):
+    experiment = build(config)
+    videos = experiment.clips("test")
+    _, dense = common.load_weights(experiment, trained / "dense")
+    _, gated = common.load_weights(experiment, trained / "gated")
+    plain = evaluate_dense(experiment, dense["model"], videos, "dense")
+    assert plain.frames == sum(videos.lengths)
+    always = build(set_gate(config, "always", None, 2))
+    exact = evaluate_skipped(always, {**dense, "gates": {}}, videos, "always")
+    assert exact.scores == pytest.approx(plain.scores, nan_ok=True, abs=1e-3)
+    skipped = evaluate_skipped(experiment, gated, videos, "gated")
+    assert 0 < skipped.gmac <= skipped.dense_gmac == plain.gmac
+    results = [plain, skipped]
+    for name in BASELINES:
+        one = evaluate_baseline(experiment, dense, trained, videos, name, 3)
+        assert one.frames == plain.frames
+        assert one.dense_gmac == pytest.approx(plain.gmac)
+        results.append(one)
+    # Pieces of three frames, one of which is a key frame.
+    assert results[2].gmac == pytest.approx(plain.gmac / 3, rel=1e-5)
+    assert "AP@[.5:.95]" in report(experiment, results)
+
+
+def test_baselines_are_for_detectors(repository):
+    pose = build(configs.load(str(repository / "configs/hrnet_synthetic.py")))
+    with pytest.raises(ValueError, match="must be left out for the task 'pose'"):
+        evaluate_baseline(pose, {}, repository, [], "interleaved", 3)
+
+
+def test_a_stream_of_a_detector_reports_and_draws_boxes(config, trained, tmp_path):
+    experiment = build(config)
+    _, weights = common.load_weights(experiment, trained / "gated")
+    folder = next(experiment.root().glob("Insight*Test/MVI*"))
+    settings = Settings(piece=3, min_score=0.0)
+    summary = stream(
+        experiment, with_gates(experiment, weights), Source(folder), tmp_path, settings
+    )
+    rows = [json.loads(line) for line in (tmp_path / "frames.jsonl").read_text().splitlines()]
+    assert summary["frames"] == len(rows) == 6
+    boxes = np.asarray(rows[0]["boxes"])
+    assert boxes.shape[1] == 4
+    assert set(rows[0]["labels"]) == {"vehicle"}
+    assert len(rows[0]["scores"]) == len(boxes)
+    # In pixels of the frame, inside of it.
+    assert boxes.min() >= -1
+    assert boxes[:, 2].max() <= 97
+    assert boxes[:, 3].max() <= 65
+    assert cv2.imread(str(tmp_path / "sheet.png")) is not None
+    with pytest.raises(ValueError, match="looks at whole frames"):
+        stream(experiment, weights, Source(folder), tmp_path, Settings(box=(0, 0, 9, 9)))

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from skipconv_jax.ops import checks
+
 Padding = str | Sequence[tuple[int, int]] | Sequence[int] | int
 
 _NAMED_PADDINGS = ("SAME", "SAME_LOWER", "VALID")
@@ -120,12 +122,8 @@ class Conv:
                 f"`x` (shape {tuple(x_shape)}) and `kernel` (shape {tuple(kernel_shape)}) must not "
                 "have empty axes; give at least one stream, position and channel."
             )
-        if (
-            not isinstance(groups, int)
-            or groups < 1
-            or in_channels % groups
-            or out_channels % groups
-        ):
+        groups = checks.positive_integer("groups", groups, "use 1 for a plain convolution.")
+        if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"`groups` (={groups}) must divide the input channels (={in_channels}) and the "
                 f"output channels (={out_channels})."

@@ -243,7 +243,9 @@ def skip(
     if not callable(fn):
         raise ValueError(f"`fn` (={fn!r}) must be a function fn(variables, x, *args).")
     if not isinstance(rules, Iterable | RuleBook):
-        raise ValueError(f"`rules` (={rules!r}) must be (pattern, Rule) pairs or a calibrated plan.")
+        raise ValueError(
+            f"`rules` (={rules!r}) must be (pattern, Rule) pairs or a calibrated plan."
+        )
     book = rules if isinstance(rules, RuleBook) else None
     pairs = tuple(rules.rules() if isinstance(rules, RuleBook) else rules)
     for entry in pairs:

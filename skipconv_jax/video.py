@@ -92,7 +92,9 @@ class Source:
                 for packet in container.demux(stream):
                     packets += packet.size > 0
                     if packet.pts is not None:
-                        end = max(end, float((packet.pts + (packet.duration or 0)) * stream.time_base))
+                        end = max(
+                            end, float((packet.pts + (packet.duration or 0)) * stream.time_base)
+                        )
                     yield from decoder(packet)
             except av.error.FFmpegError as error:
                 raise VideoError(self._short(decoder.count, error.strerror)) from error
@@ -165,7 +167,7 @@ class _Decoder:
         self.count += 1
 
     def _lost(self, time: int) -> Iterator[Frame]:
-        """A packet no frame came of: lost where something failed, else one not meant to be shown."""
+        """A packet no frame came of: lost where something failed, else not meant to be shown."""
         reason = self._reasons.pop(time, "")
         if reason or self._failed or not self._whole:
             yield Frame(self.count, None, reason or _DEPENDENT)

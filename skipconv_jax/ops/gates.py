@@ -70,8 +70,8 @@ class _NormGate:
             raise ValueError(f"`reduction` (={self.reduction!r}) must be one of {_REDUCTIONS}.")
         if not (checks.is_finite(self.threshold) and self.threshold >= 0):
             raise ValueError(
-                f"`threshold` (={self.threshold!r}) must be finite and at least 0; use 0 to compute "
-                "every change, or AlwaysGate to compute everything."
+                f"`threshold` (={self.threshold!r}) must be finite and at least 0; use 0 to "
+                "compute every change, or AlwaysGate to compute everything."
             )
         # A gate is compared and hashed, which an array cannot be.
         object.__setattr__(self, "threshold", float(self.threshold))

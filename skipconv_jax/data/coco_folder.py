@@ -81,7 +81,7 @@ class CocoFolder:
         return cls(videos, annotations, sorted(listed["categories"], key=lambda c: c["id"]))
 
 
-_KEYS = {
+_KEYS: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str},
     "annotations": {"image_id": int, "category_id": int},
     "categories": {"id": int, "name": str},
@@ -194,7 +194,7 @@ class CocoVideos:
 
 
 def _edges(annotation: dict[str, Any]) -> list[float]:
-    box = annotation.get("bbox")
+    box: Any = annotation.get("bbox")
     if not _numbers(box, 4) or min(box[2:]) <= 0:
         raise ValueError(
             f"Annotation {annotation.get('id')} has `bbox` (={box}); it must be [x, y, width, "

@@ -2,14 +2,14 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from skipconv_jax import macs
-from skipconv_jax.ops import SkipState, init_state, skip_conv
+from skipconv_jax.ops import SkipState, checks, init_state, skip_conv
 from skipconv_jax.ops.conv import IMPLEMENTATIONS
 from skipconv_jax.ops.gates import Gate, InputNormGate
 from skipconv_jax.ops.geometry import Conv
@@ -35,13 +35,9 @@ class Rule:
     implementation: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value, kind in (("gate", self.gate, Gate), ("policy", self.policy, Policy)):
-            wrong = isinstance(value, type) or not isinstance(value, kind)
-            if wrong and not (name == "policy" and value is None):
-                raise ValueError(
-                    f"`{name}` (={value!r}) must be an instance of a {name}; use e.g. "
-                    "InputNormGate(1e-2) or Previous()."
-                )
+        checks.instance("gate", self.gate, Gate, "e.g. InputNormGate(1e-2)")
+        if self.policy is not None:
+            checks.instance("policy", self.policy, Policy, "e.g. Previous()")
 
 
 @runtime_checkable
@@ -83,6 +79,8 @@ class SkipNet:
         Raises:
           ValueError: a rule that names no convolution, or a Gumbel gate without a key.
         """
+        if key is not None:
+            checks.key("key", key)
         gates, state = {}, {}
         sites = self._sites(variables, x, args)
         for index, (site, rule) in enumerate(self._plan(sites)):
@@ -121,6 +119,9 @@ class SkipNet:
         Raises:
           ValueError: gate parameters or a state made for another network or frame size.
         """
+        _check_made_by_init(params, state)
+        if rng is not None:
+            checks.key("rng", rng)
         visitor = _Skipper(self, params, state, rng)
         y, _ = evaluate(self.fn, params["model"], x, args, visitor)
         visitor.check_complete()
@@ -239,11 +240,18 @@ def skip(
     Raises:
       ValueError: a rule that is no (pattern, Rule or None) pair, or an unknown implementation.
     """
+    if not callable(fn):
+        raise ValueError(f"`fn` (={fn!r}) must be a function fn(variables, x, *args).")
+    if not isinstance(rules, Iterable | RuleBook):
+        raise ValueError(
+            f"`rules` (={rules!r}) must be (pattern, Rule) pairs or a calibrated plan."
+        )
     book = rules if isinstance(rules, RuleBook) else None
     pairs = tuple(rules.rules() if isinstance(rules, RuleBook) else rules)
     for entry in pairs:
         if (
-            len(entry) != 2
+            not isinstance(entry, Sequence)
+            or len(entry) != 2
             or not isinstance(entry[0], str)
             or not isinstance(entry[1], Rule | None)
         ):
@@ -255,7 +263,11 @@ def skip(
             raise ValueError(
                 f"`implementation` (={name!r}) must be one of {IMPLEMENTATIONS}, or None."
             )
-    default = Rule(gate or InputNormGate(), policy or Previous(), implementation)
+    default = Rule(
+        InputNormGate() if gate is None else gate,
+        Previous() if policy is None else policy,
+        implementation,
+    )
     return SkipNet(fn, pairs, default, book)
 
 
@@ -300,6 +312,21 @@ class _Skipper(Visitor):
             raise ValueError(
                 f"`state` must belong to this network; it holds {extra}, which the network has not."
             )
+
+
+def _check_made_by_init(params: Any, state: Any) -> None:
+    """Refuses what is no result of `init`, such as the network's bare variables."""
+    if not isinstance(params, Mapping) or not {"model", "gates"} <= set(params):
+        found = sorted(map(str, params)) if isinstance(params, Mapping) else type(params).__name__
+        raise ValueError(
+            f"`params` (={found}) must be {{'model': variables, 'gates': ...}}; take them from "
+            "`init`, which returns (params, state)."
+        )
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"`state` (a {type(state).__name__}) must map names of convolutions to their states; "
+            "take it from `init` or from the frame before."
+        )
 
 
 def _conv_of(site: Site) -> Conv:

@@ -384,7 +384,7 @@ def test_rules_that_are_wrong_are_refused():
     for call in (net.init, net.table):
         with pytest.raises(ValueError, match=r"`rules` pattern 'stem/\*' .*group.*head.*shared"):
             call(variables, X)
-    for rules in ([("a",)], [(1, None)], [("a", InputNormGate())], {"ab": None}):
+    for rules in ([("a",)], [5], [(1, None)], [("a", InputNormGate())], {"ab": None}):
         with pytest.raises(ValueError, match="`rules` entry"):
             skip(model.apply, rules)
     with pytest.raises(ValueError, match=r"`implementation` \(='cuda'\)"):
@@ -396,6 +396,51 @@ def test_rules_that_are_wrong_are_refused():
             Rule(gate)
     with pytest.raises(ValueError, match=r"`policy` \(="):
         skip(model.apply, policy=ClosedLoop)
+
+
+def test_what_init_did_not_make_is_refused():
+    """The likeliest slip: `apply` with the network's own variables."""
+    model = Linen()
+    variables = model.init(KEYS[0], X)
+    net = skip(model.apply)
+    params, state = net.init(variables, X)
+    for wrong in (variables, {"model": variables}, state, None):
+        with pytest.raises(ValueError, match=r"`params` \(=.*take them from `init`"):
+            net.apply(wrong, state, X)
+    with pytest.raises(ValueError, match=r"`state` \(a NoneType\)"):
+        net.apply(params, None, X)
+    with pytest.raises(ValueError, match=r"`rng` \(=3\)"):
+        net.apply(params, state, X, rng=3)
+    with pytest.raises(ValueError, match=r"`key` \(=0\)"):
+        net.init(variables, X, key=0)
+    for fn in (None, variables):
+        with pytest.raises(ValueError, match=r"`fn` \(="):
+            skip(fn)
+    for rules in (None, 5):
+        with pytest.raises(ValueError, match=r"`rules` \(="):
+            skip(model.apply, rules)
+
+
+def test_vmap_over_an_ensemble_of_streams():
+    """Two sets of weights on two clips, batched by `vmap`, equal each alone."""
+    model, net = Linen(), skip(Linen().apply, gate=InputNormGate(1e-2, block=4))
+    sets = jax.vmap(lambda key: model.init(key, X))(KEYS[:2])
+    first = jax.tree.map(lambda leaf: leaf[0], sets)
+    params, state = net.init(first, X)
+    stack = functools.partial(jax.tree.map, lambda leaf: jnp.stack([leaf, leaf]))
+    both = {"model": sets, "gates": stack(params["gates"])}
+    states, apply = stack(state), jax.jit(jax.vmap(net.apply))
+    clips = [jnp.stack([frame, 2 * frame]) for frame in clip_of(X, 3)]
+    for frames in clips:
+        y, states = apply(both, states, frames)
+    for k in range(2):
+        alone, own = state, {"model": jax.tree.map(lambda leaf, k=k: leaf[k], sets)}
+        for frames in clips:
+            z, alone = net.apply(own | {"gates": params["gates"]}, alone, frames[k])
+        chex.assert_trees_all_close(y[k], z, atol=1e-5)
+        masks = {name: layer.fired[k] for name, layer in states.items()}
+        chex.assert_trees_all_equal(masks, {name: layer.fired for name, layer in alone.items()})
+    assert 0 < float(states["head"].fired.mean()) < 1
 
 
 def test_frames_without_a_batch_are_refused():

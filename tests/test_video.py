@@ -10,14 +10,16 @@ import pytest
 from skipconv_jax.video import Source, VideoError, VideoWriter
 
 
-def _write(path, frames=48, size=(96, 128), gop=12):
+def _write(path, frames=48, size=(96, 128), gop=12, b_frames=0):
     rng = np.random.default_rng(0)
     texture = rng.integers(0, 255, (size[0], size[1] + frames, 3), np.uint8)
     texture = cv2.GaussianBlur(texture, (0, 0), 2)
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+    # Only MP4 has the option, and its index must come first for a cut file to be read at all.
+    options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(25))
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        stream.options = {"g": str(gop), "sc_threshold": "0", "bf": "0"}
+        stream.options = {"g": str(gop), "sc_threshold": "0", "bf": str(b_frames)}
         for t in range(frames):
             image = np.ascontiguousarray(texture[:, t : t + size[1]])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
@@ -55,6 +57,43 @@ def test_a_corrupt_frame_and_all_that_depend_on_it_are_lost_and_reported(tmp_pat
     for frame in frames:
         if frame.image is not None:
             np.testing.assert_array_equal(frame.image, whole[frame.index])
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_corrupt_key_frame_among_reordered_frames(tmp_path, name):
+    """With B-frames a picture comes out later than its packet, also one whose decoding failed."""
+    path = tmp_path / name
+    _write(path, b_frames=3)
+    whole = [f.image for f in Source(path)]
+    assert len(whole) == 48
+    position, size = _packets(path)[24]
+    data = bytearray(path.read_bytes())
+    data[position + size // 2] ^= 0xFF
+    data[position + size // 2 + 40] ^= 0xFF
+    path.write_bytes(data)
+    frames = list(Source(path))
+    assert [f.index for f in frames] == list(range(48))
+    lost = [f.index for f in frames if f.image is None]
+    assert set(range(24, 36)) <= set(lost) <= set(range(21, 36)), "the clip of the key frame"
+    assert all(f.event for f in frames if f.image is None)
+    for frame in frames:
+        if frame.image is not None:
+            np.testing.assert_array_equal(frame.image, whole[frame.index])
+
+
+@pytest.mark.parametrize("b_frames", [0, 3])
+def test_a_truncated_file_that_counts_no_frames_is_known_by_its_duration(tmp_path, b_frames):
+    path = tmp_path / "a.mkv"
+    _write(path, b_frames=b_frames)
+    source = Source(path)
+    assert source.frames is None
+    assert len(list(source)) == 48
+    path.write_bytes(path.read_bytes()[: _packets(path)[30][0]])
+    whole: list[bool] = []
+    with pytest.raises(VideoError, match=r"the file is truncated at 1\.\d+ of 1\.92 s"):
+        whole.extend(frame.image is not None for frame in Source(path))
+    assert all(whole)
+    assert len(whole) >= 24
 
 
 def test_a_truncated_file_is_an_error_after_its_last_whole_frame(tmp_path):

@@ -31,7 +31,9 @@ class PoseAugmentation:
     contrast: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1]:
+        if not (isinstance(self.scale, tuple | list) and len(self.scale) == 2) or not (
+            0 < self.scale[0] <= self.scale[1] < np.inf
+        ):
             raise ValueError(
                 f"`scale` (={self.scale}) must be two positive factors, smallest first."
             )

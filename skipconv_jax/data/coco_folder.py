@@ -12,6 +12,7 @@ For pose, a category must name its `keypoints` and each image hold at most one p
 import dataclasses
 import functools
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ import numpy as np
 from skipconv_jax.data.clips import PoseClip
 from skipconv_jax.data.videos import BoxTrack, VideoWindow, make_track
 from skipconv_jax.tasks.pose import JOINTS
+
+# Category to the columns of its keypoints that are our joints (-1: missing), and their number.
+Columns = dict[int, tuple[list[int], int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +61,16 @@ class CocoFolder:
             raise ValueError(
                 f"`file` (={str(file)!r}) must be a COCO-style JSON: {error}."
             ) from error
-        absent = [k for k in ("images", "annotations", "categories") if k not in content]
-        if absent:
-            raise ValueError(f"`file` (={str(file)!r}) must have {', '.join(absent)}.")
-        images = [_image(folder, file, entry) for entry in content["images"]]
+        listed = {name: _entries(file, content, name, keys) for name, keys in _KEYS.items()}
+        images = [_image(folder, file, entry) for entry in listed["images"]]
         annotations: dict[int, list[dict[str, Any]]] = {image.id: [] for image in images}
-        for entry in content["annotations"]:
-            if entry.get("image_id") not in annotations:
+        if len(annotations) < len(images):
+            raise ValueError(f"`file` (={str(file)!r}) must give every image an `id` of its own.")
+        for entry in listed["annotations"]:
+            if entry["image_id"] not in annotations:
                 raise ValueError(
                     f"{file}: annotation {entry.get('id')} names image "
-                    f"{entry.get('image_id')}, which is not in `images`."
+                    f"{entry['image_id']}, which is not in `images`."
                 )
             annotations[entry["image_id"]].append(entry)
         videos: dict[str, list[_Image]] = {}
@@ -74,7 +78,29 @@ class CocoFolder:
             videos.setdefault(image.video, []).append(image)
         if not videos:
             raise ValueError(f"`file` (={str(file)!r}) must list at least one image.")
-        return cls(videos, annotations, sorted(content["categories"], key=lambda c: c["id"]))
+        return cls(videos, annotations, sorted(listed["categories"], key=lambda c: c["id"]))
+
+
+_KEYS: dict[str, dict[str, type]] = {
+    "images": {"id": int, "file_name": str},
+    "annotations": {"image_id": int, "category_id": int},
+    "categories": {"id": int, "name": str},
+}
+
+
+def _entries(file: Path, content: Any, name: str, keys: dict[str, type]) -> list[dict[str, Any]]:
+    """One of the JSON's lists, every entry of it with what must be there."""
+    entries = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise ValueError(f"`file` (={str(file)!r}) must have `{name}`, a list.")
+    for entry in entries:
+        for key, kind in keys.items():
+            if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
+                raise ValueError(
+                    f"{file}: an entry of `{name}` must have `{key}` ({kind.__name__}), unlike "
+                    f"{json.dumps(entry)[:200]}."
+                )
+    return entries
 
 
 def _natural(name: str) -> tuple[Any, ...]:
@@ -84,9 +110,7 @@ def _natural(name: str) -> tuple[Any, ...]:
 
 
 def _image(folder: Path, file: Path, entry: dict[str, Any]) -> _Image:
-    if "id" not in entry or "file_name" not in entry:
-        raise ValueError(f"{file}: an image has no id or no file_name: {entry}.")
-    name = str(entry["file_name"])
+    name = entry["file_name"]
     path = folder / name
     if not path.is_file():
         raise ValueError(f"{file}: image {entry['id']} names {path}, which does not exist.")
@@ -97,8 +121,13 @@ def _image(folder: Path, file: Path, entry: dict[str, Any]) -> _Image:
             raise ValueError(f"{path} cannot be decoded.")
         height, width = picture.shape[:2]
     video = entry.get("video_id", entry.get("video", str(Path(name).parent)))
-    order = (0, entry["frame_id"]) if "frame_id" in entry else (1, _natural(name))
-    return _Image(int(entry["id"]), path, str(video), order, int(height), int(width))
+    number = entry.get("frame_id")
+    if not isinstance(number, int | float | None):
+        raise ValueError(
+            f"{file}: image {entry['id']} has `frame_id` (={number!r}); it must count."
+        )
+    order = (0, number) if number is not None else (1, _natural(name))
+    return _Image(entry["id"], path, str(video), order, int(height), int(width))
 
 
 class CocoVideos:
@@ -139,7 +168,7 @@ class CocoVideos:
         return np.unique(np.array(found, np.float32).reshape(-1, 4), axis=0)
 
     def _label(self, annotation: dict[str, Any]) -> int:
-        category = annotation.get("category_id")
+        category = annotation["category_id"]
         if category not in self._index:
             raise ValueError(
                 f"Annotation {annotation.get('id')} has `category_id` (={category}), which is not "
@@ -165,14 +194,21 @@ class CocoVideos:
 
 
 def _edges(annotation: dict[str, Any]) -> list[float]:
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or min(box[2:]) <= 0:
+    box: Any = annotation.get("bbox")
+    if not _numbers(box, 4) or min(box[2:]) <= 0:
         raise ValueError(
             f"Annotation {annotation.get('id')} has `bbox` (={box}); it must be [x, y, width, "
             "height] with positive sides."
         )
     x, y, width, height = (float(v) for v in box)
     return [x, y, x + width, y + height]
+
+
+def _numbers(values: Any, count: int) -> bool:
+    """Whether it is a list of so many finite numbers."""
+    if not isinstance(values, list) or len(values) != count:
+        return False
+    return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
 
 
 def read_pose_clips(folder: Path | str, file: Path | str) -> list[PoseClip]:
@@ -193,14 +229,14 @@ def read_pose_clips(folder: Path | str, file: Path | str) -> list[PoseClip]:
     return [_clip(name, images, parsed, columns) for name, images in parsed.videos.items()]
 
 
-def _columns(parsed: CocoFolder) -> dict[int, list[int]]:
-    """Per category: where each of our joints stands in its keypoints, -1 where it is missing."""
+def _columns(parsed: CocoFolder) -> Columns:
+    """Per category: where each of our joints stands in its keypoints, and how many it has."""
     columns = {}
     for category in parsed.categories:
-        names = [str(n).lower().replace(" ", "_") for n in category.get("keypoints", [])]
+        names = [str(n).lower().replace(" ", "_") for n in category.get("keypoints") or []]
         found = [names.index(joint) if joint in names else -1 for joint in JOINTS]
         if max(found) >= 0:
-            columns[category["id"]] = found
+            columns[category["id"]] = found, len(names)
     if not columns:
         raise ValueError(
             f"`categories` must name `keypoints` among {JOINTS}; found "
@@ -209,9 +245,20 @@ def _columns(parsed: CocoFolder) -> dict[int, list[int]]:
     return columns
 
 
-def _clip(
-    name: str, images: list[_Image], parsed: CocoFolder, columns: dict[int, list[int]]
-) -> PoseClip:
+def _points(annotation: dict[str, Any], columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """Our joints `(15, 2)` and which of them are annotated."""
+    found, count = columns[annotation["category_id"]]
+    if not _numbers(annotation["keypoints"], 3 * count):
+        raise ValueError(
+            f"Annotation {annotation.get('id')} must have `keypoints` of {3 * count} numbers: x, y "
+            f"and visibility of each of the {count} keypoints its category names."
+        )
+    order = np.array(found)
+    points = np.array(annotation["keypoints"], np.float32).reshape(-1, 3)[order]
+    return points[:, :2], (points[:, 2] > 0) & (order >= 0)
+
+
+def _clip(name: str, images: list[_Image], parsed: CocoFolder, columns: Columns) -> PoseClip:
     shapes = {(image.height, image.width) for image in images}
     if len(shapes) != 1:
         raise ValueError(f"Video {name} has images of sizes {sorted(shapes)}; a clip has one size.")
@@ -227,9 +274,7 @@ def _clip(
         if len(persons) > 1:
             raise ValueError(f"{image.path} has {len(persons)} persons; a clip shows one.")
         if persons:
-            order = np.array(columns[persons[0]["category_id"]])
-            points = np.array(persons[0]["keypoints"], np.float32).reshape(-1, 3)[order]
-            joints[t], visible[t] = points[:, :2], (points[:, 2] > 0) & (order >= 0)
+            joints[t], visible[t] = _points(persons[0], columns)
             # COCO's box has edges; ours names its outermost pixels.
             boxes[t] = np.array(_edges(persons[0])) - [0, 0, 1, 1]
     known = np.flatnonzero(~np.isnan(boxes[:, 0]))
@@ -237,10 +282,11 @@ def _clip(
         raise ValueError(f"Video {name} shows no person with keypoints.")
     nearest = np.abs(np.arange(len(images))[:, None] - known).argmin(axis=1)
     height, width = shapes.pop()
+    inside = (joints >= 0) & (joints <= np.array([width - 1, height - 1], np.float32))
     return PoseClip(
         name=name,
         joints=joints,
-        visible=visible,
+        visible=visible & inside.all(axis=-1),
         boxes=boxes[known[nearest]],
         height=height,
         width=width,

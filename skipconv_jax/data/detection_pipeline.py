@@ -50,7 +50,9 @@ class DetectionAugmentation:
     def __post_init__(self) -> None:
         if not 0 <= self.flip <= 1:
             raise ValueError(f"`flip` (={self.flip}) must lie in [0, 1].")
-        if not 0 < self.scale[0] <= self.scale[1]:
+        if not (isinstance(self.scale, tuple | list) and len(self.scale) == 2) or not (
+            0 < self.scale[0] <= self.scale[1] < np.inf
+        ):
             raise ValueError(f"`scale` (={self.scale}) must be two positive factors, in order.")
 
     def draw(self, rng: np.random.Generator) -> "DetectionView":
@@ -152,8 +154,13 @@ class _Loader:
         if not view.mirrored:
             limits[1] = min(self.size[1], shape[1] * where.sx + where.tx)
         boxes, labels = self._boxes(window.track, window.ignored, where, limits, name)
+        if len(window.ignored) > self.labels.max_ignored:
+            raise ValueError(
+                f"`max_ignored` (={self.labels.max_ignored}) must be at least "
+                f"{len(window.ignored)}, the regions to ignore of {name}; raise it."
+            )
         ignored = np.zeros((len(times), self.labels.max_ignored, 4), np.float32)
-        regions = where.boxes(window.ignored)[: self.labels.max_ignored]
+        regions = where.boxes(window.ignored)
         ignored[:, : len(regions)] = clip_boxes(regions, *self.size)
         return {
             "frames": normalize(frames) if self.normalized else frames,

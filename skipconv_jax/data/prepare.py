@@ -27,6 +27,7 @@ from skipconv_jax.data import jhmdb, records, ua_detrac
 from skipconv_jax.data.folders import NOTE, write_text
 from skipconv_jax.data.jhmdb_folder import DamagedClipError, JhmdbFolder
 from skipconv_jax.data.ua_detrac_folder import EXPECTED, PARTS, DamagedSequenceError, DetracFolder
+from skipconv_jax.ops import checks
 
 Problems = list[tuple[str, str]]
 _SHOWN = 40
@@ -265,6 +266,7 @@ def prepare(
     """
     if dataset not in SURVEYS:
         raise ValueError(f"`dataset` (={dataset!r}) must be one of {tuple(SURVEYS)}.")
+    workers = checks.positive_integer("workers", workers, "2 is usual.")
     manual_dir, data_dir = Path(manual_dir), Path(data_dir)
     generated = (manual_dir / NOTE).is_file()
     chosen = config or ("synthetic" if generated else CONFIGS[dataset][0])

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from skipconv_jax.ops import checks
 from skipconv_jax.ops.gates import Gate
 from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.ops.state import SkipState
@@ -182,6 +183,12 @@ def _mean_fired(row: Row, state: Mapping[str, SkipState]) -> jax.Array:
     fired = state[row.name].fired
     if row.conv is None or row.gate is None:
         raise AssertionError(f"{row.name} is dense")
+    grid = row.conv.grid(row.gate.block)
+    if fired.shape[1:] != grid:
+        raise ValueError(
+            f"`state` (layer {row.name!r}, a mask of {fired.shape[1:]} blocks) must have {grid}; "
+            "use the state of a frame of the size the table was made for."
+        )
     # Ragged edge blocks hold fewer positions, so blocks are weighted by their size.
     sizes = jnp.asarray(row.conv.block_sizes(row.gate.block), fired.dtype)
     share = (fired * (sizes / sizes.sum())[None]).reshape(-1, row.calls * sizes.size)
@@ -215,8 +222,7 @@ def clip_mean(dense: float, per_frame: float, frames: int) -> float:
       per_frame: c, mean cost of the others.
       frames: T.
     """
-    if frames < 1:
-        raise ValueError(f"`frames` (={frames}) must be at least 1, the reference frame.")
+    checks.positive_integer("frames", frames, "the reference frame is the first.")
     return (dense + (frames - 1) * per_frame) / frames
 
 

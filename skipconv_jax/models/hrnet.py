@@ -24,6 +24,7 @@ from skipconv_jax.models.layers import (
     conv,
     upsample_nearest,
 )
+from skipconv_jax.ops import checks
 
 STRIDE = 32  # of the coarsest branch
 HEATMAP_STRIDE = 4
@@ -61,10 +62,12 @@ class HRNet(nn.Module):
 
     def __post_init__(self) -> None:
         for name in ("width", "joints", "blocks", "stem", "layer1_blocks"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"`{name}` (={value}) must be at least 1; use e.g. {name}=4")
-        if len(self.modules) != 3 or min(self.modules) < 1:
+            checks.positive_integer(name, getattr(self, name), f"use e.g. {name}=4")
+        if (
+            not isinstance(self.modules, Sequence)
+            or len(self.modules) != 3
+            or not all(isinstance(m, int) and m >= 1 for m in self.modules)
+        ):
             raise ValueError(
                 f"`modules` (={self.modules}) must give stages 2, 3 and 4 at least 1 module each; "
                 "use e.g. (1, 4, 3)"
@@ -229,7 +232,7 @@ class _FuseRow(nn.Module):
 def _check_input(x: jax.Array) -> None:
     if x.ndim != 4:
         raise ValueError(f"`x` (shape {x.shape}) must be (B, H, W, C); use x[None] for one image")
-    if x.shape[1] % STRIDE or x.shape[2] % STRIDE:
+    if not all(n and n % STRIDE == 0 for n in x.shape[1:3]):
         raise ValueError(
             f"`x` (shape {x.shape}) must have H and W divisible by {STRIDE}, the coarsest branch's "
             "stride; resize or pad it"

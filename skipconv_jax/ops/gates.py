@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from skipconv_jax.ops import checks
 from skipconv_jax.ops.geometry import Conv, widen
 
 GateParams = dict[str, jax.Array]
@@ -52,11 +53,9 @@ class Gate(Protocol):
         ...
 
 
-def _check_block(block: Any) -> None:
-    if not isinstance(block, int) or isinstance(block, bool) or block < 1:
-        raise ValueError(
-            f"`block` (={block!r}) must be a positive integer; use 1 for no structure."
-        )
+def _check_block(gate: Any) -> None:
+    block = checks.positive_integer("block", gate.block, "use 1 for no structure.")
+    object.__setattr__(gate, "block", block)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +65,16 @@ class _NormGate:
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
-        _check_block(self.block)
+        _check_block(self)
         if self.reduction not in _REDUCTIONS:
             raise ValueError(f"`reduction` (={self.reduction!r}) must be one of {_REDUCTIONS}.")
-        if not (math.isfinite(self.threshold) and self.threshold >= 0):
+        if not (checks.is_finite(self.threshold) and self.threshold >= 0):
             raise ValueError(
-                f"`threshold` (={self.threshold}) must be finite and at least 0; use 0 to compute "
-                "every change, or AlwaysGate to compute everything."
+                f"`threshold` (={self.threshold!r}) must be finite and at least 0; use 0 to "
+                "compute every change, or AlwaysGate to compute everything."
             )
+        # A gate is compared and hashed, which an array cannot be.
+        object.__setattr__(self, "threshold", float(self.threshold))
 
     def init(self, key: jax.Array | None, conv: Conv) -> GateParams:
         """`{'threshold': ()}`, float32; `key` is not used."""
@@ -190,7 +191,7 @@ class AlwaysGate:
     block: int = 8
 
     def __post_init__(self) -> None:
-        _check_block(self.block)
+        _check_block(self)
 
     def init(self, key: jax.Array | None, conv: Conv) -> GateParams:
         """No parameters."""
@@ -236,9 +237,15 @@ class GumbelGate:
     temperature: float = 2 / 3
 
     def __post_init__(self) -> None:
-        _check_block(self.block)
-        if not self.temperature > 0:
-            raise ValueError(f"`temperature` (={self.temperature}) must be positive; 2/3 is usual.")
+        _check_block(self)
+        if not (checks.is_finite(self.temperature) and self.temperature > 0):
+            raise ValueError(
+                f"`temperature` (={self.temperature!r}) must be finite and positive; 2/3 is usual."
+            )
+        if not checks.is_finite(self.bias_init):
+            raise ValueError(
+                f"`bias_init` (={self.bias_init!r}) must be a finite logit; 1.65 fires 84 %."
+            )
 
     def init(self, key: jax.Array | None, conv: Conv) -> GateParams:
         """`{'kernel': (*window, Ci, 1), 'bias': (1,)}`, Xavier-uniform and constant, float32.
@@ -251,6 +258,7 @@ class GumbelGate:
                 "`key` (=None) must be a jax.random key to initialise a GumbelGate; pass "
                 "`key=jax.random.key(0)`."
             )
+        checks.key("key", key)
         taps = math.prod(conv.window)
         limit = math.sqrt(6 / (taps * (conv.in_channels + 1)))
         shape = (*conv.window, conv.in_channels, 1)

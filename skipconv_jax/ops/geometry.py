@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from skipconv_jax.ops import checks
 from skipconv_jax.ops.depthwise import depthwise
 
 Padding = str | Sequence[tuple[int, int]] | Sequence[int] | int
@@ -122,12 +123,8 @@ class Conv:
                 f"`x` (shape {tuple(x_shape)}) and `kernel` (shape {tuple(kernel_shape)}) must not "
                 "have empty axes; give at least one stream, position and channel."
             )
-        if (
-            not isinstance(groups, int)
-            or groups < 1
-            or in_channels % groups
-            or out_channels % groups
-        ):
+        groups = checks.positive_integer("groups", groups, "use 1 for a plain convolution.")
+        if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"`groups` (={groups}) must divide the input channels (={in_channels}) and the "
                 f"output channels (={out_channels})."

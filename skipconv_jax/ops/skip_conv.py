@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from skipconv_jax.ops import checks
 from skipconv_jax.ops.conv import masked_conv
 from skipconv_jax.ops.gates import Gate, InputNormGate
 from skipconv_jax.ops.geometry import Conv, Padding, accumulation_dtype, per_stream, widen
@@ -51,7 +52,8 @@ def init_state(
     Raises:
       ValueError: shapes that do not fit each other.
     """
-    gate, policy = gate or InputNormGate(), policy or Previous()
+    gate, policy = _gate_and_policy(gate, policy)
+    _check_frame(x)
     conv = Conv.make(
         x.shape,
         _kernel(params).shape,
@@ -62,11 +64,9 @@ def init_state(
         precision=precision,
     )
     images = x.shape[0]
-    streams = images if streams is None else streams
-    if streams < 1 or images % streams:
-        raise ValueError(
-            f"`streams` (={streams}) must be at least 1 and divide the images in `x` (={images})."
-        )
+    streams = images if streams is None else checks.positive_integer("streams", streams, "or None.")
+    if images % streams:
+        raise ValueError(f"`streams` (={streams}) must divide the images in `x` (={images}).")
     return _blank_state(x, conv, gate, policy, streams)
 
 
@@ -126,7 +126,10 @@ def skip_conv(
         take, or a state made for another frame, gate or policy.
       NotImplementedError: a named implementation that does not take the case.
     """
-    gate, policy = gate or InputNormGate(), policy or Previous()
+    gate, policy = _gate_and_policy(gate, policy)
+    _check_frame(x)
+    if rng is not None:
+        checks.key("rng", rng)
     kernel, bias = _kernel(params), params.get("bias")
     conv = Conv.make(
         x.shape,
@@ -179,7 +182,27 @@ def _kept_output(kept: jax.Array, fresh: jax.Array, bias: jax.Array | None) -> j
     return jnp.where(per_stream(fresh, kept), start, kept)
 
 
+def _gate_and_policy(gate: Gate | None, policy: Policy | None) -> tuple[Gate, Policy]:
+    gate = InputNormGate() if gate is None else gate
+    policy = Previous() if policy is None else policy
+    checks.instance("gate", gate, Gate, "e.g. InputNormGate(1e-2)")
+    checks.instance("policy", policy, Policy, "e.g. Previous()")
+    return gate, policy
+
+
+def _check_frame(x: Any) -> None:
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise ValueError(
+            f"`x` (a {type(x).__name__}) must be an array (B, *spatial, C); use jnp.asarray."
+        )
+
+
 def _kernel(params: Params) -> jax.Array:
+    if not isinstance(params, Mapping):
+        raise ValueError(
+            f"`params` (a {type(params).__name__}) must be a mapping {{'kernel': array, ...}}; "
+            "use {'kernel': kernel}."
+        )
     if "kernel" not in params:
         raise ValueError(
             f"`params` (keys {sorted(params)}) must hold 'kernel'; 'bias' and 'gate' are optional."
@@ -226,6 +249,10 @@ def _check_arrays(kernel: jax.Array, bias: jax.Array | None, x: jax.Array, conv:
 
 
 def _check_state(state: SkipState, x: jax.Array, conv: Conv, gate: Gate, policy: Policy) -> None:
+    if not isinstance(state, SkipState):
+        raise ValueError(
+            f"`state` (a {type(state).__name__}) must be a SkipState; make one with `init_state`."
+        )
     streams = state.fresh.shape[0]
     expected = jax.eval_shape(
         lambda: _blank_state(jnp.zeros(x.shape, x.dtype), conv, gate, policy, streams)

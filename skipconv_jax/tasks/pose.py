@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from skipconv_jax.ops import checks
+
 JOINTS = (
     "neck",
     "belly",
@@ -145,6 +147,11 @@ def heatmap_loss(heatmaps: jax.Array, targets: jax.Array, weights: jax.Array) ->
             f"`heatmaps` (of shape {heatmaps.shape}) must have the shape of `targets` "
             f"({targets.shape}); check the stride and the number of joints."
         )
+    if weights.shape != (*heatmaps.shape[:-3], heatmaps.shape[-1]):
+        raise ValueError(
+            f"`weights` (of shape {weights.shape}) must have shape (..., J), here "
+            f"{(*heatmaps.shape[:-3], heatmaps.shape[-1])}."
+        )
     error = (heatmaps.astype(jnp.float32) - targets) * weights[..., None, None, :]
     return 0.5 * jnp.mean(error**2)
 
@@ -159,7 +166,12 @@ def decode(heatmaps: jax.Array, stride: int = 4) -> tuple[jax.Array, jax.Array]:
     Returns:
       Joints `(..., J, 2)` float32 in input pixels, x then y, 0-based; confidence `(..., J)`
       float32, the value at the maximum.
+
+    Raises:
+      ValueError: `heatmaps` has fewer than 3 axes or an empty one.
     """
+    if heatmaps.ndim < 3 or 0 in heatmaps.shape:
+        raise ValueError(f"`heatmaps` (of shape {heatmaps.shape}) must be (..., h, w, J).")
     maps = jnp.moveaxis(heatmaps.astype(jnp.float32), -1, -3)
     height, width = maps.shape[-2:]
     flat = maps.reshape(*maps.shape[:-2], height * width)
@@ -223,8 +235,8 @@ class Pck:
     def __init__(self, threshold: float = 0.2, convention: str = "extent") -> None:
         if convention not in CONVENTIONS:
             raise ValueError(f"`convention` (={convention!r}) must be one of {CONVENTIONS}.")
-        if not threshold > 0:
-            raise ValueError(f"`threshold` (={threshold}) must be positive; the paper takes 0.2.")
+        if not (checks.is_finite(threshold) and threshold > 0):
+            raise ValueError(f"`threshold` (={threshold!r}) must be positive; the paper takes 0.2.")
         self.threshold = threshold
         self.convention = convention
         self.hits = np.zeros(len(JOINTS), np.int64)
@@ -242,6 +254,9 @@ class Pck:
           visible: `(..., 15)` bool, joints that count; all by default.
           scale: `(...)` or number, length of a pixel of the original image in these pixels: what
             the convention `pixels` adds to `size`.
+
+        Raises:
+          ValueError: shapes do not fit each other, or a size is no positive number.
         """
         predicted, joints = np.asarray(predicted, np.float64), np.asarray(joints, np.float64)
         if predicted.shape != joints.shape or joints.shape[-2:] != (len(JOINTS), 2):
@@ -250,7 +265,17 @@ class Pck:
                 f"must both have shape (..., {len(JOINTS)}, 2)."
             )
         counted = np.ones(joints.shape[:-1], bool) if visible is None else np.asarray(visible, bool)
-        size = np.broadcast_to(np.asarray(size, np.float64), joints.shape[:-2])
+        if counted.shape != joints.shape[:-1]:
+            raise ValueError(
+                f"`visible` (of shape {counted.shape}) must have shape {joints.shape[:-1]}."
+            )
+        size = np.asarray(size, np.float64)
+        if size.shape not in ((), joints.shape[:-2]) or not (size >= 0).all():
+            raise ValueError(
+                f"`size` (={size.tolist()}) must hold the length of a box's longer side for each "
+                f"frame, of shape {joints.shape[:-2]}."
+            )
+        size = np.broadcast_to(size, joints.shape[:-2])
         inclusive = self.convention == "pixels"
         limit = self.threshold * (size + np.asarray(scale, np.float64) * inclusive)[..., None]
         distance = np.linalg.norm(np.where(counted[..., None], predicted - joints, 0.0), axis=-1)

@@ -1,5 +1,6 @@
 """The training loop of one phase, from the first step (or the last checkpoint) to the last one."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -87,21 +88,19 @@ def run(phase: Phase, workdir: Path, seed: int, options: Options) -> TrainState:
       ValueError: the folder holds checkpoints and `resume` was not asked for.
     """
     folder = workdir / phase.name
-    checkpoints = Checkpoints(folder / "checkpoints", options.keep)
-    state, batches = phase.initial(), phase.batches()
-    if checkpoints.latest is not None:
-        if not options.resume:
+    # Closed on errors and Ctrl-C too: a checkpoint that is being written is finished first.
+    with contextlib.closing(Checkpoints(folder / "checkpoints", options.keep)) as checkpoints:
+        if checkpoints.latest is not None and not options.resume:
             raise ValueError(
                 f"`workdir` (={workdir}) must not hold checkpoints of phase {phase.name!r}; pass "
                 "--resume to continue them, or another --workdir."
             )
-        state, position = checkpoints.restore(state)
-        batches.set_state(position)
-    start = int(state.step)
-    with _writers(phase, folder, start, options) as writers:
-        state = _steps(phase, state, batches, seed, options, checkpoints, writers)
-    checkpoints.close()
-    return state
+        state, batches = phase.initial(), phase.batches()
+        if checkpoints.latest is not None:
+            state, position = checkpoints.restore(state)
+            batches.set_state(position)
+        with _writers(phase, folder, int(state.step), options) as writers:
+            return _steps(phase, state, batches, seed, options, checkpoints, writers)
 
 
 def _writers(phase: Phase, folder: Path, start: int, options: Options) -> Writers:

@@ -133,6 +133,11 @@ def gated_loss(net: Any, table: Any, task: Task, beta: float, remat: bool = Fals
     def loss_fn(weights: dict[str, Tree], stats: Tree, batch: Batch, rng: jax.Array) -> Any:
         clip = _frames_first(batch)
         length = clip["frames"].shape[0]
+        if length < 2:
+            raise ValueError(
+                f"`batch` (clips of {length} frame) must have at least 2 frames a clip, the first "
+                "being the reference frame; raise the gated phase's `clip_length`."
+            )
         _, skip_state = net.init(join(weights["model"], stats), clip["frames"][0], key=rng)
 
         def frame_step(carry: Any, frame: Any) -> Any:

@@ -95,7 +95,12 @@ def test_normalisation_agrees_between_numpy_jax_and_the_definition():
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [({"scale": (1.4, 0.6)}, "scale"), ({"rotation": -1}, "rotation"), ({"flip": 1.5}, "flip")],
+    [
+        ({"scale": (1.4, 0.6)}, "scale"),
+        ({"scale": 1.0}, "scale"),
+        ({"rotation": -1}, "rotation"),
+        ({"flip": 1.5}, "flip"),
+    ],
 )
 def test_bad_ranges_are_named(change, name):
     with pytest.raises(ValueError, match=f"`{name}`"):

@@ -89,6 +89,17 @@ def test_pose_clips_take_the_joints_they_know(folder):
     assert batch["visible"].sum() == 3 * 7
 
 
+def test_joints_outside_of_the_image_do_not_count(folder):
+    root, file, content = folder
+    content["annotations"][0]["keypoints"][:2] = [-3, 6]
+    content["annotations"][0]["keypoints"][6:8] = [9, 40]  # 40 rows: the last one is 39
+    left_shoulder, right_shoulder = JOINTS.index("left_shoulder"), JOINTS.index("right_shoulder")
+    file.write_text(json.dumps(content))
+    visible = read_pose_clips(root, file)[0].visible[-1]
+    assert visible[left_shoulder]
+    assert not visible[right_shoulder]
+
+
 def test_frame_id_and_video_id_come_first(folder):
     root, file, content = folder
     for image in content["images"]:
@@ -107,12 +118,24 @@ def change_first(key, **entry):
 
 
 BAD = {
-    "no categories": (lambda c: c.pop("categories"), "must have categories"),
+    "no categories": (lambda c: c.pop("categories"), "must have `categories`"),
     "no images": (lambda c: c.update(images=[], annotations=[]), "at least one image"),
     "lost image": (change_first("images", file_name="gone.png"), "gone.png, which does not exist"),
-    "unnamed image": (lambda c: c["images"][0].pop("file_name"), "no id or no file_name"),
+    "unnamed image": (
+        lambda c: c["images"][0].pop("file_name"),
+        "entry of `images` must have `file_name`",
+    ),
     "lost annotation": (change_first("annotations", image_id=5), "image 5, which is not"),
     "bad box": (change_first("annotations", bbox=[1, 2, 3]), "`bbox`"),
+    "no number in a box": (change_first("annotations", bbox=[1, 2, "3", None]), "`bbox`"),
+    "NaN in a box": (change_first("annotations", bbox=[1, 2, float("nan"), 4]), "`bbox`"),
+    "no list": (lambda c: c.update(images={"0": 1}), "must have `images`, a list"),
+    "no objects": (lambda c: c.update(annotations=[1]), "entry of `annotations`"),
+    "id twice": (lambda c: c["images"][1].update(id=c["images"][0]["id"]), "id"),
+    "unnumbered image": (change_first("images", id="x"), "entry of `images` must have `id`"),
+    "unnumbered frame": (change_first("images", frame_id="x"), "`frame_id`"),
+    "no category": (lambda c: c["annotations"][0].pop("category_id"), "`category_id`"),
+    "unnamed category": (lambda c: c["categories"][0].pop("name"), "`name`"),
     "flat box": (change_first("annotations", bbox=[1, 2, 3, 0]), "`bbox`"),
     "lost category": (change_first("annotations", category_id=9), "`category_id`"),
 }
@@ -136,6 +159,15 @@ def test_bad_poses_are_named(folder, tmp_path):
     twice["annotations"].append({**twice["annotations"][0], "id": 1})
     file.write_text(json.dumps(twice))
     with pytest.raises(ValueError, match="2 persons"):
+        read_pose_clips(root, file)
+    for keypoints in ([1, 2, 2] * 4, [1, 2], ["1"] * 15, [float("nan")] * 15):
+        wrong = json.loads(json.dumps(content))
+        wrong["annotations"][0]["keypoints"] = keypoints
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match="`keypoints` of 15 numbers"):
+            read_pose_clips(root, file)
+    file.write_text("5")
+    with pytest.raises(ValueError, match="must have `images`, a list"):
         read_pose_clips(root, file)
     bare = json.loads(json.dumps(content))
     bare["categories"][0]["keypoints"] = ["nose"]

@@ -138,6 +138,8 @@ def test_ignored_regions_are_given_hidden_and_drop_boxes():
     assert np.abs(hidden[21:69, 41:119] - np.array(MEAN_COLOR)).max() <= 1
     with pytest.raises(ValueError, match="`max_boxes`"):
         first(max_boxes=1)
+    with pytest.raises(ValueError, match="`max_ignored`"):
+        first(max_ignored=0)
 
 
 def test_batches_depend_on_seed_and_step_alone_and_resume_exactly(videos):

@@ -1,13 +1,18 @@
 """Batches of clips: contents, determinism, exact resume, processes, evaluation."""
 
+import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from skipconv_jax.data.augment import PoseAugmentation, denormalize, normalize
 from skipconv_jax.data.pipeline import make_eval_iterator, make_train_iterator, steps_per_epoch
 from skipconv_jax.tasks.pose import Pck
+from skipconv_jax.training.loop import Options, Phase, run
+from skipconv_jax.training.step import Figures, create_state
 
 SIZE = (64, 48)
 
@@ -57,6 +62,61 @@ def test_resume_continues_with_the_very_next_batch(synthetic_clips, steps):
     resumed.set_state(state)
     for _ in range(3):
         assert_equal(next(running), next(resumed))
+
+
+class Killed(BaseException):
+    """Like a kill: no handler for errors catches it."""
+
+
+class Watched:
+    """The pipeline's iterator, seen by a training loop; stops the loop after so many batches."""
+
+    def __init__(self, batches, seen, limit):
+        self._batches, self._seen, self._limit = batches, seen, limit
+        self.get_state, self.set_state = batches.get_state, batches.set_state
+
+    def __next__(self):
+        if len(self._seen) == self._limit:
+            raise Killed
+        self._seen.append(next(self._batches))
+        return self._seen[-1]
+
+
+@pytest.mark.parametrize("limit", [4, 6])
+def test_a_training_killed_and_resumed_sees_the_batches_of_one_that_was_not(
+    synthetic_clips, tmp_path, limit
+):
+    """Checkpoints after steps 2, 4 and 6 hold the iterator's position as Orbax writes it."""
+
+    def loss_fn(weights, stats, batch, rng):
+        del rng
+        loss = (weights["model"]["w"] * batch["joints"]).mean()
+        return loss, (Figures(loss, {}, {}), stats)
+
+    def phase(seen, limit):
+        opt = optax.sgd(1e-3)
+        return Phase(
+            "dense",
+            7,
+            loss_fn,
+            opt,
+            lambda: create_state({"params": {"w": jnp.ones(())}}, {}, opt),
+            lambda: Watched(train(synthetic_clips, normalized=False), seen, limit),
+        )
+
+    whole, before, after = [], [], []
+    options = Options(checkpoint_every=2)
+    expected = run(phase(whole, None), tmp_path / "whole", 0, options)
+    with pytest.raises(Killed):
+        run(phase(before, limit), tmp_path / "killed", 0, options)
+    resume = dataclasses.replace(options, resume=True)
+    state = run(phase(after, None), tmp_path / "killed", 0, resume)
+    assert len(before) + len(after) >= len(whole) == 7
+    for one, other in zip(before, whole[:limit], strict=True):
+        assert_equal(one, other)
+    for one, other in zip(after, whole[-len(after) :], strict=True):
+        assert_equal(one, other)
+    assert float(state.weights["model"]["w"]) == float(expected.weights["model"]["w"])
 
 
 def test_an_epoch_shows_every_clip_once(synthetic_clips):

@@ -193,6 +193,8 @@ def test_lists_of_the_wrong_length_are_a_notice(copy, tmp_path):
 def test_bad_arguments_are_named(synthetic_root, tmp_path, capsys):
     with pytest.raises(ValueError, match="`dataset`"):
         prepare.prepare("mpii", synthetic_root, tmp_path)
+    with pytest.raises(ValueError, match=r"`workers` \(=0\)"):
+        prepare.prepare("jhmdb", synthetic_root, tmp_path, workers=0)
     with pytest.raises(ValueError, match="`config`"):
         prepare.prepare("jhmdb", synthetic_root, tmp_path, config="half")
     command = ["jhmdb", "--manual_dir", str(tmp_path / "none"), "--data_dir", str(tmp_path)]

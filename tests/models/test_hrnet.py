@@ -111,13 +111,23 @@ def test_bfloat16_computes_near_float32(quick_jit):
     assert np.any(np.asarray(half) != np.asarray(full))  # it did compute in bfloat16
 
 
-@pytest.mark.parametrize("shape", [(1, 48, 64, 3), (1, 64, 33, 3), (64, 64, 3)])
+@pytest.mark.parametrize("shape", [(1, 48, 64, 3), (1, 64, 33, 3), (64, 64, 3), (1, 0, 64, 3)])
 def test_rejects_sizes_it_cannot_halve(shape):
     with pytest.raises(ValueError, match=r"`x` \(shape .* must .*; "):
         jax.eval_shape(hrnet_small().init, jax.random.key(0), jnp.zeros(shape))
 
 
-@pytest.mark.parametrize("bad", [{"width": 0}, {"joints": -1}, {"modules": (1, 2)}, {"blocks": 0}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"width": 0},
+        {"joints": -1},
+        {"modules": (1, 2)},
+        {"modules": 3},
+        {"blocks": 0},
+        {"width": 1.5},
+    ],
+)
 def test_rejects_bad_sizes(bad):
     with pytest.raises(ValueError, match=f"`{next(iter(bad))}` .* must .*; use"):
         HRNet(**bad)

@@ -131,12 +131,48 @@ def test_gate_parameters():
         (lambda: OutputNormGate(float("inf")), r"`threshold` \(=inf\)"),
         (lambda: InputNormGate(reduction="max"), r"`reduction` \(='max'\)"),
         (lambda: GumbelGate(temperature=0), r"`temperature` \(=0\)"),
+        (lambda: GumbelGate(temperature=float("inf")), r"`temperature` \(=inf\)"),
+        (lambda: GumbelGate(temperature="2/3"), r"`temperature` \(='2/3'\)"),
+        (lambda: GumbelGate(bias_init=float("nan")), r"`bias_init` \(=nan\)"),
+        (lambda: InputNormGate("0.1"), r"`threshold` \(='0.1'\)"),
+        (lambda: InputNormGate(None), r"`threshold` \(=None\)"),
         (lambda: init_state(PARAMS, X, gate=GumbelGate(), policy=Accumulate()), r"`gate` \(="),
     ],
 )
 def test_gates_and_policies(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("gate", "input_norm"),
+        ("gate", InputNormGate),
+        ("policy", "previous"),
+        ("policy", Previous),
+        ("rng", 3),
+        ("rng", np.zeros(2)),
+    ],
+)
+def test_names_and_classes_are_no_gates_policies_or_keys(argument, value):
+    match = rf"`{argument}` \(="
+    refuses(match, skip_conv, PARAMS, init_state(PARAMS, X), X, **{argument: value})
+    if argument != "rng":
+        refuses(match, init_state, PARAMS, X, **{argument: value})
+
+
+def test_what_is_no_array_no_mapping_no_state():
+    state = init_state(PARAMS, X)
+    for x in (None, [[1.0]]):
+        refuses(r"`x` \(a ", skip_conv, PARAMS, state, x)
+        refuses(r"`x` \(a ", init_state, PARAMS, x)
+    for params in (None, PARAMS["kernel"]):
+        refuses(r"`params` \(a ", skip_conv, params, state, X)
+    for given in (None, {}):
+        refuses(r"`state` \(a ", skip_conv, PARAMS, given, X)
+    for streams in ("2", 0, 1.5, 3):
+        refuses(r"`streams` \(=", init_state, PARAMS, X, streams=streams)
 
 
 def test_reset_flags():
@@ -153,3 +189,8 @@ def test_numpy_integers_and_lists_are_integers():
     conv = Conv.make(X.shape, (3, 3, 4, 6), strides=np.int64(2), padding=[np.int32(1), 1])
     assert conv == Conv.make(X.shape, (3, 3, 4, 6), strides=[2, 2], padding=((1, 1), (1, 1)))
     assert Previous() == Previous()
+    depthwise = Conv.make(X.shape, (3, 3, 1, 4), groups=np.int64(4))
+    assert depthwise == Conv.make(X.shape, (3, 3, 1, 4), groups=4)
+    gate = InputNormGate(np.float32(0.5), block=np.int64(4))
+    assert gate == InputNormGate(0.5, block=4)
+    assert hash(InputNormGate(jnp.float32(0.5))) == hash(InputNormGate(0.5))

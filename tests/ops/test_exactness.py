@@ -209,6 +209,25 @@ def test_training_and_inference_agree_given_the_same_masks(policy):
     assert 0 < min(shares[1:]) < 1
 
 
+@pytest.mark.parametrize("gate", NORM_GATES, ids=lambda g: g.__name__)
+@pytest.mark.parametrize(
+    "case",
+    named("stride-two-torch", "dilated-strided", "grouped", "depthwise"),
+    ids=lambda c: c.name,
+)
+def test_a_norm_gate_in_training_fires_as_in_inference(case, gate):
+    """Published code fails here: norm gates in training, and any geometry but the plainest."""
+    params, clip = case.params(), case.frames(2)
+    gate = gate(0.05, block=case.block)
+    state = init_state(params, clip[0], gate=gate, **case.geometry)
+    _, state = skip_conv(params, state, clip[0], gate=gate, **case.geometry)
+    kw = {"gate": gate, "implementation": "reference", **case.geometry}
+    serving = skip_conv(params, state, clip[1], **kw)
+    training = skip_conv(params, state, clip[1], rng=jax.random.key(0), **kw)
+    chex.assert_trees_all_equal(training, serving)
+    assert float(training[1].fired.mean()) > 0
+
+
 class TestDtypes:
     """bfloat16 and float16 accumulate in float32; float64 stays float64."""
 

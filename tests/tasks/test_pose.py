@@ -194,6 +194,17 @@ def test_bad_arguments_are_named():
         heatmap_targets(jnp.zeros((2, 15, 2)), jnp.ones((2, 15), bool), 8, 8, stride=0)
     with pytest.raises(ValueError, match="`heatmaps`"):
         pose.heatmap_loss(jnp.zeros((1, 8, 8, 15)), jnp.zeros((1, 16, 16, 15)), jnp.ones((1, 15)))
+    with pytest.raises(ValueError, match="`weights`"):
+        pose.heatmap_loss(jnp.zeros((2, 8, 8, 15)), jnp.zeros((2, 8, 8, 15)), jnp.ones((2, 14)))
+    for shape in ((8, 8), (2, 0, 8, 15)):
+        with pytest.raises(ValueError, match="`heatmaps`"):
+            pose.decode(jnp.zeros(shape))
+    joints = np.zeros((3, 15, 2))
+    for size in (np.ones(2), np.full(3, np.nan), -1.0, np.ones((3, 1))):
+        with pytest.raises(ValueError, match="`size`"):
+            Pck().update(joints, joints, size)
+    with pytest.raises(ValueError, match="`visible`"):
+        Pck().update(joints, joints, 1.0, np.ones((3, 14), bool))
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,14 @@ def test_gated_loss_is_the_mean_over_frames_plus_beta_times_eq_9():
     assert costs[0] == 1, "the reference frame computes everything"
 
 
+def test_gated_clips_must_have_a_frame_after_the_reference():
+    loss_fn, variables, gates = toy.gated()
+    weights, stats = {"model": variables["params"], "gates": gates}, {}
+    batch = {name: array[:, :1] for name, array in next(toy.Batches()).items()}
+    with pytest.raises(ValueError, match=r"`batch` \(clips of 1 frame\).*`clip_length`"):
+        loss_fn(weights, stats, batch, jax.random.key(0))
+
+
 def test_remat_changes_memory_and_no_value():
     batch, rng = next(toy.Batches()), jax.random.key(5)
     grads = []

@@ -73,14 +73,11 @@ def _load_torch(path: Path) -> State:
     torch = _torch(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # the loader raises whatever its reader of zips and opcodes happens to
+    except Exception as error:  # whatever the reader of zips and opcodes happens to raise
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise ValueError(
             f"`path` (={path}) must hold tensors only, and PyTorch's weights-only loader refused "
-            "it "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}); save its state dict alone, "
-            "best as .safetensors"
+            f"it ({reason}); save its state dict alone, best as .safetensors"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -112,7 +109,9 @@ def _torch(path: Path) -> Any:
 
 
 def _full_precision(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.float32) if value.dtype.itemsize == 2 else value
+    # NumPy has no bfloat16 of its own: safetensors reads it as ml_dtypes'.
+    half = value.dtype == np.float16 or value.dtype.name == "bfloat16"
+    return value.astype(np.float32) if half else value
 
 
 def _strip(state: State) -> State:

@@ -116,6 +116,17 @@ class _Payload:
         return (exec, ("raise SystemExit('unpickled')",))
 
 
+def test_half_precision_safetensors_become_float32_and_integers_stay(torch, tmp_path):
+    from safetensors.torch import save_file
+
+    tensors = {"a": torch.tensor([1.5, -2.0]), "n": torch.tensor([3], dtype=torch.int16)}
+    for kind in (torch.bfloat16, torch.float16):
+        save_file(tensors | {"a": tensors["a"].to(kind)}, tmp_path / "half.safetensors")
+        read = load_state(tmp_path / "half.safetensors")
+        assert (read["a"].dtype, read["n"].dtype) == (np.float32, np.int16)
+        np.testing.assert_array_equal(read["a"], [1.5, -2.0])
+
+
 def test_a_pickle_is_refused_and_not_run(torch, tmp_path):
     path = tmp_path / "network.pth"
     path.write_bytes(pickle.dumps({"conv1.weight": _Payload()}))
@@ -129,6 +140,9 @@ def test_a_pickle_is_refused_and_not_run(torch, tmp_path):
 def test_other_content_is_refused(torch, tmp_path):
     torch.save({"epoch": 3}, tmp_path / "network.pth")
     with pytest.raises(ValueError, match="must hold a state dict of tensors"):
+        load_state(tmp_path / "network.pth")
+    (tmp_path / "network.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match="weights-only loader refused it"):
         load_state(tmp_path / "network.pth")
     (tmp_path / "network.safetensors").write_bytes(b"not one")
     with pytest.raises(ValueError, match="must be a safetensors file"):

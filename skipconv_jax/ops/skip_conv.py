@@ -138,30 +138,32 @@ def skip_conv(
         precision=precision,
     )
     _check_arrays(kernel, bias, x, conv)
-    _check_state(state, x, conv, gate, policy)
+    # What a warp moved into the padding was there and is no more: the residual reaches that far.
+    seen, around = (x, conv) if state.stale is None else (conv.pad(x), conv.padded())
+    _check_state(state, seen, around, gate, policy)
     gate_params = _gate_params(params, gate, conv)
     # One flag per image: the images of a stream follow one another.
     fresh = jnp.repeat(state.fresh, x.shape[0] // state.fresh.shape[0])
 
-    scores = policy.scores(gate, gate_params, state.reference, x, fresh, kernel, conv)
+    scores = policy.scores(gate, gate_params, state.reference, seen, fresh, kernel, around)
     fired = gate.fire(gate_params, scores, rng).astype(state.fired.dtype)
     fired = jnp.where(per_stream(fresh, fired), jnp.ones((), fired.dtype), fired)
     compute = functools.partial(
         masked_conv,
-        conv=conv,
+        conv=around,
         block=gate.block,
         # Sampling means training, whose backward pass is dense: so is the cheapest forward pass.
         implementation=implementation or (None if rng is None else "reference"),
     )
     base = _kept_output(policy.kept(state.reference, state.output), fresh, bias)
-    operand, mask = policy.residual(state.reference, x, fresh), fired
+    operand, mask = policy.residual(state.reference, seen, fresh), fired
     if state.stale is not None:
         # Nothing can be added to a stale output: it is recomputed from the frame by any policy.
         fired = jnp.where(state.stale, jnp.ones((), fired.dtype), fired)
         mask = fired
         if not policy.recomputes:
             stale = state.stale.astype(fired.dtype)
-            base = compute(widen(x), kernel, bias, base, stale, recompute=True)
+            base = compute(widen(seen), kernel, bias, base, stale, recompute=True)
             mask = fired * (1 - stale)
     output = compute(operand, kernel, bias, base, mask, recompute=policy.recomputes)
     reference = policy.update(

@@ -17,10 +17,11 @@ from skipconv_jax.warp.estimate import (
 )
 from skipconv_jax.warp.layers import Warp, warp_layer, warp_reference
 from skipconv_jax.warp.loss import equivariance_loss
-from skipconv_jax.warp.motion import Flow, Homography, Motion, Translation, resample
+from skipconv_jax.warp.motion import Carried, Flow, Homography, Motion, Translation, resample
 
 __all__ = [
     "ESTIMATORS",
+    "Carried",
     "Flow",
     "Homography",
     "Motion",

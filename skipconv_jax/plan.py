@@ -24,7 +24,7 @@ from skipconv_jax.native import library
 from skipconv_jax.native.builder import Program, ProgramBuilder, gate_words
 from skipconv_jax.native.lower import Lowering, gate_options, position_shape, why_not
 from skipconv_jax.ops.gates import GateParams
-from skipconv_jax.plan_xla import XlaPlan
+from skipconv_jax.plan_xla import XlaPlan, fold_plan
 from skipconv_jax.trace import number_of_streams
 from skipconv_jax.transform import Rule, SkipNet
 
@@ -181,7 +181,8 @@ class Plan:
 def compile_plan(net: SkipNet, params: Any, x: Any, *, winograd: bool = True) -> Plan | XlaPlan:
     """Folds a skipped network with concrete parameters into a plan for frames like x.
 
-    Where the native engine is not available it warns in one line and the plan runs `net.apply`.
+    On a GPU or TPU the plan is that of `skipconv_jax.plan_xla.fold_plan`, which runs the platform's
+    kernels. Where a CPU has no native engine it warns in one line and the plan runs `net.apply`.
 
     Args:
       net: from `skip`.
@@ -192,6 +193,8 @@ def compile_plan(net: SkipNet, params: Any, x: Any, *, winograd: bool = True) ->
     Raises:
       ValueError: a gate or policy the engine does not have, or a Skip-Convolution it can't take.
     """
+    if jax.default_backend() != "cpu":
+        return fold_plan(net, params, x)
     if not library.available():
         warnings.warn(library.status(), RuntimeWarning, stacklevel=2)
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x)

@@ -214,6 +214,18 @@ class Conv:
             sizes = sizes[..., None] * edge
         return sizes
 
+    def padded(self) -> "Conv":
+        """The same convolution of a frame that brings its padding with it, see `pad`."""
+        grown = ((max(lo, 0), max(hi, 0)) for lo, hi in self.padding)
+        spatial = tuple(n + lo + hi for n, (lo, hi) in zip(self.in_spatial, grown, strict=True))
+        cut = tuple((min(lo, 0), min(hi, 0)) for lo, hi in self.padding)
+        return dataclasses.replace(self, in_spatial=spatial, padding=cut)
+
+    def pad(self, x: jax.Array) -> jax.Array:
+        """A frame `(B, *spatial, Ci)` with its padding, zeros, as `padded` takes it."""
+        pads = [(max(lo, 0), max(hi, 0), 0) for lo, hi in self.padding]
+        return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+
     def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Dense convolution (Eq. 1) in the accumulation dtype, `(B, *out_spatial, Co)`.
 

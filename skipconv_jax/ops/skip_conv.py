@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from skipconv_jax.ops import checks
 from skipconv_jax.ops.conv import masked_conv
+from skipconv_jax.ops.conv.epilogue import Epilogue
 from skipconv_jax.ops.gates import Gate, InputNormGate
 from skipconv_jax.ops.geometry import Conv, Padding, accumulation_dtype, per_stream, widen
 from skipconv_jax.ops.policies import Policy, Previous
@@ -94,6 +95,7 @@ def skip_conv(
     rng: jax.Array | None = None,
     precision: Any = None,
     implementation: str | None = None,
+    epilogue: Epilogue | None = None,
 ) -> tuple[jax.Array, SkipState]:
     r"""Convolves a frame only where it changed.
 
@@ -117,13 +119,16 @@ def skip_conv(
       precision: of the products, as in `jax.lax`; None for the platform's default.
       implementation: of the masked convolution, see `skipconv_jax.ops.conv`; None picks the dense
         one for training and the best that takes the case for inference.
+      epilogue: y = f(scale z + shift) in the pass of the convolution, for policies that recompute;
+        the state holds y, and y is returned. Its residual must be None: it changes where no block
+        fires.
 
     Returns:
       `z_t` `(B, *out_spatial, Co)` in the dtype of `x`, and the state for the next frame.
 
     Raises:
       ValueError: shapes or dtypes that do not fit each other, parameters that the gate does not
-        take, or a state made for another frame, gate or policy.
+        take, a state made for another frame, gate or policy, or an epilogue that can't be kept.
       NotImplementedError: a named implementation that does not take the case.
     """
     gate, policy = _gate_and_policy(gate, policy)
@@ -141,30 +146,34 @@ def skip_conv(
         precision=precision,
     )
     _check_arrays(kernel, bias, x, conv)
-    _check_state(state, x, conv, gate, policy)
+    # What a warp moved into the padding was there and is no more: the residual reaches that far.
+    seen, around = (x, conv) if state.stale is None else (conv.pad(x), conv.padded())
+    _check_state(state, seen, around, gate, policy)
+    _check_epilogue(epilogue, policy)
     gate_params = _gate_params(params, gate, conv)
     # One flag per image: the images of a stream follow one another.
     fresh = jnp.repeat(state.fresh, x.shape[0] // state.fresh.shape[0])
 
-    scores = policy.scores(gate, gate_params, state.reference, x, fresh, kernel, conv)
+    scores = policy.scores(gate, gate_params, state.reference, seen, fresh, kernel, around)
     fired = gate.fire(gate_params, scores, rng).astype(state.fired.dtype)
     fired = jnp.where(per_stream(fresh, fired), jnp.ones((), fired.dtype), fired)
     compute = functools.partial(
         masked_conv,
-        conv=conv,
+        conv=around,
         block=gate.block,
         # Sampling means training, whose backward pass is dense: so is the cheapest forward pass.
         implementation=implementation or (None if rng is None else "reference"),
+        epilogue=epilogue,
     )
     base = _kept_output(policy.kept(state.reference, state.output), fresh, bias)
-    operand, mask = policy.residual(state.reference, x, fresh), fired
+    operand, mask = policy.residual(state.reference, seen, fresh), fired
     if state.stale is not None:
         # Nothing can be added to a stale output: it is recomputed from the frame by any policy.
         fired = jnp.where(state.stale, jnp.ones((), fired.dtype), fired)
         mask = fired
         if not policy.recomputes:
             stale = state.stale.astype(fired.dtype)
-            base = compute(widen(x), kernel, bias, base, stale, recompute=True)
+            base = compute(widen(seen), kernel, bias, base, stale, recompute=True)
             mask = fired * (1 - stale)
     output = compute(operand, kernel, bias, base, mask, recompute=policy.recomputes)
     reference = policy.update(
@@ -245,6 +254,21 @@ def _check_arrays(kernel: jax.Array, bias: jax.Array | None, x: jax.Array, conv:
     if bias is not None and bias.shape != (conv.out_channels,):
         raise ValueError(
             f"`bias` (shape {bias.shape}) must be ({conv.out_channels},), one per output."
+        )
+
+
+def _check_epilogue(epilogue: Epilogue | None, policy: Policy) -> None:
+    if epilogue is None:
+        return
+    if not policy.recomputes:
+        raise ValueError(
+            f"`epilogue` must be None under `policy` (={policy}), which adds to its output; apply "
+            "it to the output, or recompute blocks with ClosedLoop(), Accumulate() or Keyframe()."
+        )
+    if epilogue.residual is not None:
+        raise ValueError(
+            "`epilogue.residual` must be None: it would be missed where no block fires; add it to "
+            "the output."
         )
 
 

@@ -22,7 +22,8 @@ class SkipState:
       fired: `(B, *grid)` the last mask in {0, 1} at block resolution, float so that the gate loss
         is differentiable.
       stale: `(B, *grid)` bool, blocks the next frame must compute whatever the gate says, because a
-        warp brought what was never seen; None (as `skip_conv` returns it) for none.
+        warp brought what was never seen; None (as `skip_conv` returns it) for none. The reference
+        of a warped state is that of the frame with its padding, into which things may have moved.
     """
 
     reference: Any

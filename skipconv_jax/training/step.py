@@ -15,6 +15,7 @@ import optax
 
 from skipconv_jax import macs
 from skipconv_jax.canonical import for_this_backend
+from skipconv_jax.warp import Translation, equivariance_loss
 
 Tree = Any
 Batch = Mapping[str, jax.Array]
@@ -95,24 +96,45 @@ def _parts(batch: Batch) -> tuple[jax.Array, Batch]:
     return batch["frames"], {k: v for k, v in batch.items() if k != "frames"}
 
 
-def dense_loss(forward: Forward, task: Task) -> LossFn:
+def dense_loss(
+    forward: Forward, task: Task, equivariance: float = 0.0, farthest: float = 8.0
+) -> LossFn:
     """Loss of the dense network on clips.
 
     Args:
       forward: `(variables, frames (N, H, W, C)) -> (outputs, new statistics)`.
       task: gives the loss terms.
+      equivariance: weight of the loss of section 3.3 (`skipconv_jax.warp.equivariance_loss`), for
+        networks that are to run with warped residuals; 0 leaves it out.
+      farthest: pixels that each image is shifted by at most for it, down and right apart.
 
     Returns:
       `(weights, stats, batch, rng) -> (loss, (figures, new statistics))`; every array of the batch
       is `(B, T, ...)`.
+
+    Raises:
+      ValueError: a negative weight, or shifts below a pixel.
     """
+    if equivariance < 0 or farthest < 1:
+        raise ValueError(
+            f"`equivariance` (={equivariance}) must be at least 0 and `farthest` (={farthest}) at "
+            "least 1 pixel."
+        )
 
     def loss_fn(weights: dict[str, Tree], stats: Tree, batch: Batch, rng: jax.Array) -> Any:
-        del rng
         images = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), dict(batch))
         frames, targets = _parts(images)
-        outputs, stats = forward(join(weights["model"], stats), frames)
-        terms = task.losses(outputs, targets)
+        variables, moved = join(weights["model"], stats), {}
+        if equivariance:
+            drawn = jax.random.uniform(rng, (len(frames), 2), minval=-farthest, maxval=farthest)
+            error, made = equivariance_loss(
+                forward, variables, frames, Translation(drawn).rounded()
+            )
+            moved["equivariance"] = equivariance * error
+        else:
+            made = forward(variables, frames)
+        outputs, stats = made
+        terms = task.losses(outputs, targets) | moved
         loss = jnp.stack(list(terms.values())).sum()
         return loss, (Figures(loss, terms, {}), stats)
 

@@ -18,11 +18,12 @@ from skipconv_jax.warp.estimate import (
 )
 from skipconv_jax.warp.layers import Warp, warp_layer, warp_reference
 from skipconv_jax.warp.loss import equivariance_loss
-from skipconv_jax.warp.motion import Flow, Homography, Motion, Translation, resample
+from skipconv_jax.warp.motion import Carried, Flow, Homography, Motion, Translation, resample
 
 __all__ = [
     "ESTIMATORS",
     "BlockMatching",
+    "Carried",
     "Flow",
     "Homography",
     "Motion",

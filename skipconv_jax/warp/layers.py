@@ -7,13 +7,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from skipconv_jax.ops.geometry import Conv, block_max, block_upsample
 from skipconv_jax.ops.policies import Accumulate, Previous
 from skipconv_jax.ops.state import SkipState
 from skipconv_jax.transform import NetState, SkipNet
-from skipconv_jax.warp.motion import Motion, inside, largest_neighbour, resample
+from skipconv_jax.warp.motion import (
+    Carried,
+    Motion,
+    extended,
+    inside,
+    largest_neighbour,
+    resample,
+)
 
 
 @functools.singledispatch
@@ -25,7 +31,8 @@ def warp_reference(
     Args:
       policy: of the layer.
       reference: its part of the state.
-      source_in: `(B, H, W, 2)`, where positions of the input come from.
+      source_in: `(B, H, W, 2)`, where positions of the input, padding included, come from; the
+        warped reference is of that size.
       source_out: `(B, H', W', 2)`, where positions of the output come from.
       conv: geometry.
       block: side of the gate's blocks.
@@ -68,25 +75,14 @@ def _(
     return {"frame": resample(reference["frame"], source_in), "skipped": skipped}
 
 
-def stale_blocks(conv: Conv, block: int, source_in: jax.Array, source_out: jax.Array) -> jax.Array:
-    """Blocks that hold an output which T~ can't deliver, `(B, *grid)` bool.
-
-    That is a position which was not seen, looks at one that was not seen, or whose window reaches
-    over the border now or did before: zero padding does not move with the frame.
-    """
-    seen = inside(source_in, conv.in_spatial)
-    one = dataclasses.replace(conv, in_channels=1, out_channels=1, groups=1)
-    unseen = jnp.where(seen, 0.0, 1.0)[..., None].astype(jnp.float32)
-    stale = one(unseen, jnp.ones((*conv.window, 1, 1), jnp.float32))[..., 0] > 0
-    stale = stale | ~inside(source_out, conv.out_spatial)
-    for axis, n in enumerate(conv.out_spatial):
-        first = np.arange(n) * conv.strides[axis] - conv.padding[axis][0]
-        cut = (first < 0) | (first + conv.extent[axis] > conv.in_spatial[axis])
-        shape = [1, 1, 1]
-        shape[1 + axis] = n
-        at = jnp.arange(n, dtype=jnp.float32).reshape(shape)
-        stale = stale | (jnp.asarray(cut).reshape(shape) & (source_out[..., axis] != at))
-    return block_max(jnp.where(stale, 1.0, 0.0), block) > 0
+def layer_sources(motion: Motion, conv: Conv, frame: tuple[int, ...]) -> tuple[Any, jax.Array]:
+    """Sources of a layer's input, padding included, and of its output, for one image a stream."""
+    if isinstance(motion, Carried):
+        source_in, source_out = motion.layer(conv, frame)
+    else:
+        maps = conv.in_spatial, conv.out_spatial
+        source_in, source_out = (motion.source(spatial, frame) for spatial in maps)
+    return extended(source_in, conv.padding), source_out
 
 
 def warp_layer(
@@ -103,7 +99,8 @@ def warp_layer(
       frame: `(H, W)` the motion is measured on.
 
     Returns:
-      The state for `skip_conv`, blocks it can't fill marked stale.
+      The state for `skip_conv`: the reference reaches into the padding, where what left the frame
+      is gone and counts as changed; blocks with outputs that were not seen are marked stale.
 
     Raises:
       ValueError: a layer without two spatial axes, or a policy that can't be warped.
@@ -114,15 +111,14 @@ def warp_layer(
             "other convolutions dense with the rule (name, None)."
         )
     images = state.output.shape[0]
-    source_in, source_out = (
-        _per_image(motion.source(spatial, frame), images)
-        for spatial in (conv.in_spatial, conv.out_spatial)
-    )
+    sources = layer_sources(motion, conv, frame)
+    source_in, source_out = (_per_image(source, images) for source in sources)
+    unseen = ~inside(source_out, conv.out_spatial)
     return dataclasses.replace(
         state,
         reference=warp_reference(policy, state.reference, source_in, source_out, conv, block),
         output=resample(state.output, source_out),
-        stale=stale_blocks(conv, block, source_in, source_out),
+        stale=block_max(unseen.astype(jnp.float32), block) > 0,
     )
 
 
@@ -182,9 +178,9 @@ class Warp:
         """
         total = jnp.zeros((), jnp.float32)
         for _, conv, _, _, calls in self.layers:
-            maps = ((conv.in_spatial, conv.in_channels), (conv.out_spatial, conv.out_channels))
-            for spatial, channels in maps:
-                source = motion.source(spatial, self.frame)
+            sources = layer_sources(motion, conv, self.frame)
+            channels_of = conv.in_channels, conv.out_channels
+            for source, channels in zip(sources, channels_of, strict=True):
                 mixed = (source != jnp.round(source)).any(axis=-1)
                 total = total + 4.0 * channels * calls * mixed.sum(axis=(1, 2), dtype=jnp.float32)
         return total

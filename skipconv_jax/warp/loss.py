@@ -6,10 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from skipconv_jax.ops.geometry import block_upsample
 from skipconv_jax.trace import Site, Visitor, evaluate
-from skipconv_jax.warp.layers import _per_image, stale_blocks
-from skipconv_jax.warp.motion import Motion, resample
+from skipconv_jax.warp.layers import _per_image, layer_sources
+from skipconv_jax.warp.motion import Motion, inside, resample
 
 
 class _Equivariance(Visitor):
@@ -22,13 +21,11 @@ class _Equivariance(Visitor):
         if conv is None or conv.rank != 2:
             return None
         z = conv(x, kernel)
-        source_in, source_out = (
-            _per_image(self._motion.source(spatial, self._frame), x.shape[0])
-            for spatial in (conv.in_spatial, conv.out_spatial)
-        )
-        stale = stale_blocks(conv, 1, source_in, source_out)
-        counted = 1 - block_upsample(stale.astype(z.dtype), 1, conv.out_spatial)[..., None]
-        error = (conv(resample(x, source_in), kernel) - resample(z, source_out)) * counted
+        sources = layer_sources(self._motion, conv, self._frame)
+        source_in, source_out = (_per_image(source, x.shape[0]) for source in sources)
+        counted = inside(source_out, conv.out_spatial)[..., None].astype(z.dtype)
+        moved = conv.padded()(resample(x, source_in), kernel)
+        error = (moved - resample(z, source_out)) * counted
         # Relative, so that shrinking the weights does not pay.
         scale = jnp.sum((z * counted) ** 2) + jnp.asarray(1e-8, z.dtype)
         self.made[site.name] = jnp.sum(error**2) / scale
@@ -38,7 +35,7 @@ class _Equivariance(Visitor):
 def equivariance_loss(
     fn: Callable[..., Any], variables: Any, x: Any, motion: Motion, *args: Any
 ) -> tuple[jax.Array, Any]:
-    r"""mean_l ||w_l * T(x_l) - T~(w_l * x_l)||^2 / ||w_l * x_l||^2, borders left out.
+    r"""mean_l ||w_l * T(x_l) - T~(w_l * x_l)||^2 / ||w_l * x_l||^2 where T~ sees.
 
     A term to add to the training loss of a network that is to run with warped residuals. Whole
     shifts that every stride divides cost nothing; strided layers and fractional shifts do.

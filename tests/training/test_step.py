@@ -1,6 +1,7 @@
 """The dense and the gated step, and what happens when something is not finite."""
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from skipconv_jax import macs
 from skipconv_jax.training.optimizer import optimizer
 from skipconv_jax.training.step import create_state, culprits, dense_loss, make_step
+from skipconv_jax.warp import Translation, equivariance_loss
 from tests.training import toy
 
 
@@ -35,6 +37,42 @@ def test_dense_training_learns_and_updates_statistics():
     assert bool(state.healthy)
     changed = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, before, state.stats["batch_stats"])
     assert all(jax.tree.leaves(changed))
+
+
+class _Strided(nn.Module):
+    """A layer of stride 2, which shifts by one pixel tell from its input."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3, 3), strides=2, use_bias=False, name="down")(x)
+        return jnp.repeat(jnp.repeat(nn.Conv(1, (3, 3), name="head")(x), 2, 1), 2, 2)
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_equivariance_is_a_term_of_the_dense_loss(weight):
+    """Section 3.3: with a weight it is reported and falls below what it is without."""
+    model = _Strided()
+    variables = model.init(jax.random.key(0), toy.frame())
+
+    def forward(variables, frames):
+        return model.apply(variables, frames), {}
+
+    plain = dense_loss(forward, toy.Task())
+    loss = dense_loss(forward, toy.Task(), equivariance=weight, farthest=3)
+    state, history = _train(loss, variables, {}, 40, schedule="constant")
+    assert set(history[0].terms) == ({"error", "equivariance"} if weight else {"error"})
+    untouched, _ = _train(plain, variables, {}, 40, schedule="constant")
+    errors = []
+    for trained in (state, untouched):
+        x, motion = toy.Batches().__next__()["frames"][:, 0], Translation(jnp.ones((4, 2)))
+        errors.append(float(equivariance_loss(forward, trained.variables, x, motion)[0]))
+    assert errors[0] < 0.9 * errors[1] if weight else errors[0] == errors[1]
+
+
+def test_equivariance_settings_are_checked():
+    for settings in ({"equivariance": -1.0}, {"equivariance": 1.0, "farthest": 0.5}):
+        with pytest.raises(ValueError, match="at least"):
+            dense_loss(toy.forward, toy.Task(), **settings)
 
 
 def test_create_state_survives_donation():

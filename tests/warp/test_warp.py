@@ -20,6 +20,7 @@ from skipconv_jax.ops import (
 )
 from skipconv_jax.ops.bounds import output_bound
 from skipconv_jax.warp import (
+    Carried,
     Flow,
     Homography,
     Translation,
@@ -112,6 +113,9 @@ def test_a_pan_fires_at_the_border_only_and_is_exact(world, policy, stride, dila
         assert inner.size > 0
         assert inner.sum() == 0
         assert 0 < state.fired.mean() < 1
+        # Borders that lie along the motion have the same padding after it as before.
+        along = state.fired[:, :, 2:-2] if dy == 0 else state.fired[:, 2:-2]
+        assert (dy and dx) or along.sum() == 0
     assert state.stale is None
 
 
@@ -213,17 +217,73 @@ def test_network_on_a_pan(world, variables, policy):
     assert fired["a"][1:].mean() > 0
 
 
+def _pan_errors(world, variables, motions, speed):
+    """Largest error of each frame under a pan, the gates firing on any change."""
+    net = skip(_network, gate=InputNormGate(1e-4, block=4), policy=Accumulate())
+    clip = [_view(world, 0, -speed * t) for t in range(len(motions))]
+    params, state = net.init(variables, clip[0])
+    warp = Warp.make(net, variables, clip[0])
+
+    @jax.jit
+    def step(state, x, motion):
+        y, state = net.apply(params, warp(state, motion), x)
+        return state, jnp.abs(y - _network(variables, x)).max(), warp.macs(motion)
+
+    errors = []
+    for x, motion in zip(clip, motions, strict=True):
+        state, error, cost = step(state, x, motion)
+        errors.append((float(error), float(cost.sum())))
+    return np.array(errors).T
+
+
+def test_what_a_stride_does_not_divide_is_carried_over(world, variables):
+    """A pan of one pixel a frame through stride 2: interpolated it drifts, carried it does not."""
+    fractional = [_translation(0, int(t > 0)) for t in range(8)]
+    path, carried = Carried.start(1), []
+    for motion in fractional:
+        path = path.moved(motion)
+        carried.append(path)
+    interpolated, paid = _pan_errors(world, variables, fractional, 1)
+    whole, free = _pan_errors(world, variables, carried, 1)
+    assert whole.max() < 1e-3 < 0.05 < interpolated.max()
+    assert free.max() == 0 < paid.max()
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    steps=st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=12),
+    stride=st.sampled_from([1, 2, 4]),
+    size=st.sampled_from([8, 12]),
+)
+def test_carried_positions_add_up(steps, stride, size):
+    """Every layer moves by whole positions, its input by as much, never further off than half."""
+    frame = (stride * size * 2, stride * size * 2)
+    conv = Conv.make((1, 2 * size, 2 * size, 1), (3, 3, 1, 1), strides=2)
+    path, moved = Carried.start(1), np.zeros(2)
+    for step in steps:
+        path = path.moved(_translation(step, -step))
+        source_in, source_out = path.layer(conv, frame)
+        by = np.asarray(path.positions(conv.out_spatial, frame)[0])
+        np.testing.assert_array_equal(source_out[0, 0, 0], -by)
+        np.testing.assert_array_equal(source_in[0, 0, 0], -2 * by)
+        np.testing.assert_array_equal(by, np.round(by))
+        moved += by * 2 * stride
+    assert np.abs(moved - np.asarray(path.now[0])).max() <= stride + 1e-3
+
+
 def test_cost_of_the_warp(world, variables):
     net = skip(_network, policy=Accumulate())
     x = _view(world, 0, 0)
     warp = Warp.make(net, variables, x)
     assert warp.macs(_translation(2, -4)).sum() == 0
-    # An odd shift is whole at the frame's resolution and half a position at half of it.
-    pixels = SIZE * SIZE
-    low = 4 * (pixels // 4) * (4 + 4 + 2)
+    # An odd shift is whole at the frame's resolution and half a position at half of it. Inputs
+    # are moved with their padding of 1.
+    pixels, around, around_half = SIZE * SIZE, (SIZE + 2) ** 2, (SIZE // 2 + 2) ** 2
+    low = 4 * (pixels // 4 * (4 + 2) + around_half * 4)
     np.testing.assert_allclose(warp.macs(_translation(0, 1)), low)
-    high = 4 * pixels * (3 + 4 + 4)
+    high = 4 * (pixels * 4 + around * (3 + 4))
     np.testing.assert_allclose(warp.macs(_translation(0.25, 0)), low + high)
+    assert warp.macs(Carried.start(1).moved(_translation(0.25, 1))).sum() == 0
     assert warp.values() == pixels * (3 + 4 + 4) + pixels // 4 * (4 + 4 + 2)
 
 

@@ -83,7 +83,7 @@ class ProgramBuilder:
         self._masks: dict[str, MaskSlot] = {}
         self._mask_size = 0
         self._inputs: list[tuple[int, int, int]] = []
-        self._outputs: list[tuple[int, int, int]] = []
+        self._outputs: list[tuple[int, ...]] = []
 
     # -- recording ---------------------------------------------------------------------------------
     def _tensor(self, h: int, w: int, c: int, *, raw: bool = False) -> Ref:
@@ -279,7 +279,7 @@ class ProgramBuilder:
         fields = {"act": ACTIVATIONS.index(act)}
         for i, f in enumerate(factors):
             fields[f"fh{i}"] = fields[f"fw{i}"] = f
-        if coefficients is not None:
+        if coefficients:
             fields["w"] = self._weight(np.asarray(coefficients, np.float32))
         return self._elementwise(ADD, sources, self._tensor(*shape.pop()), **fields)
 
@@ -343,11 +343,18 @@ class ProgramBuilder:
         fields = {"mode": BINARIES.index(kind), "act": ACTIVATIONS.index(act)}
         return self._elementwise(BINARY, [x, y], self._tensor(x.h, x.w, x.c), **fields)
 
-    def output(self, x: Ref) -> int:
-        """Returns x from the program; gives its position among the outputs."""
-        self._use(x, cur=True)
-        self._outputs.append((x.h, x.w, x.c))
-        self._record(OUTPUT, x, [x], io=len(self._outputs) - 1)
+    def output(self, *maps: Ref) -> int:
+        """Returns a map from the program, or the values of several one behind the other.
+
+        Gives the position among the outputs.
+        """
+        sizes = [x.h * x.w * x.c for x in maps]
+        alone = len(maps) == 1
+        self._outputs.append((maps[0].h, maps[0].w, maps[0].c) if alone else (sum(sizes),))
+        for i, x in enumerate(maps):
+            self._use(x, cur=True)
+            at = {"count": sum(sizes), "mode": sum(sizes[:i])}
+            self._record(OUTPUT, x, [x], io=len(self._outputs) - 1, **at)
         return len(self._outputs) - 1
 
     # -- layout ------------------------------------------------------------------------------------
@@ -435,7 +442,7 @@ class Program:
       state_size: floats of state per stream.
       mask_size: blocks of all convolutions per stream.
       masks: per convolution, where its blocks lie in the masks.
-      inputs, outputs: `(h, w, c)` of each frame in and each result.
+      inputs, outputs: `(h, w, c)` of each frame in and each result; `(n,)` of several maps.
       names: of the operations, in order, for profiles.
     """
 
@@ -446,7 +453,7 @@ class Program:
     mask_size: int
     masks: dict[str, MaskSlot]
     inputs: tuple[tuple[int, int, int], ...]
-    outputs: tuple[tuple[int, int, int], ...]
+    outputs: tuple[tuple[int, ...], ...]
     names: tuple[str, ...]
 
     def init_state(self, batch: int) -> jax.Array:

@@ -248,29 +248,39 @@ void run_mean(Run& run, const Op& o) {
   }
 }
 
-void copy_out(Run& run, const Op& o) {
-  for (int s = 0; s < run.call.B; s++) {
-    const View v = run.view(o.src[0], s);
-    const Tensor& t = *v.t;
-    const long size = (long)t.H * t.W * t.C;
-    float* to = run.call.out[o.io] + s * size;
-    const float* end = to + size;
-    for (int y = 0; y < t.H; y++) {
-      const float* from = pixel(v, y, 0);
-      if (t.C == t.Cs) {
-        std::memcpy(to, from, sizeof(float) * t.W * t.C);
-        to += t.W * t.C;
-        continue;
-      }
-      // Whole vectors; what spills over is overwritten by the next pixel.
-      for (int x = 0; x < t.W; x++, to += t.C, from += t.Cs) {
-        if (end - to < t.Cs)
-          std::memcpy(to, from, sizeof(float) * t.C);
-        else
-          for (int c = 0; c < t.C; c += VW) store(to + c, load(from + c));
-      }
+// Rows of a map to their place in an external buffer, without padding channels.
+void copy_item(void* ctx, int, int i) {
+  Run& run = *static_cast<Run*>(ctx);
+  const Op& o = *run.op;
+  const Item& item = run.items[i];
+  const View v = run.view(o.src[0], item.s);
+  const Tensor& t = *v.t;
+  const Rect& r = item.r;
+  float* to = run.call.out[o.io] + (long)item.s * o.count + o.mode + (long)r.y0 * t.W * t.C;
+  const float* end = to + (long)r.h() * t.W * t.C;
+  for (int y = r.y0; y < r.y1; y++) {
+    const float* from = pixel(v, y, 0);
+    if (t.C == t.Cs) {
+      std::memcpy(to, from, sizeof(float) * t.W * t.C);
+      to += t.W * t.C;
+      continue;
+    }
+    // Whole vectors; what spills over is overwritten by the next pixel.
+    for (int x = 0; x < t.W; x++, to += t.C, from += t.Cs) {
+      if (end - to < t.Cs)
+        std::memcpy(to, from, sizeof(float) * t.C);
+      else
+        for (int c = 0; c < t.C; c += VW) store(to + c, load(from + c));
     }
   }
+}
+
+void copy_out(Run& run, const Op& o) {
+  const Tensor& t = run.call.tensors[o.src[0]];
+  for (int s = 0; s < run.call.B; s++)
+    for (int y = 0; y < t.H; y += kRegion)
+      run.items.push_back({{y, y + kRegion < t.H ? y + kRegion : t.H, 0, t.W}, s, 0, 0, kFire});
+  run.dispatch(copy_item, (int)run.items.size(), (double)run.call.B * t.H * t.W * t.C * 1e-4);
 }
 
 }  // namespace

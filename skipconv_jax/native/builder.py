@@ -30,7 +30,7 @@ _FIELDS = (
     + [f"{name}{i}" for name in ("src", "fh", "fw") for i in range(_MAX_SOURCES)]
     + ["algo", "kh", "kw", "sh", "sw", "dh", "dw", "pt", "pl", "groups"]
     + ["policy", "gate", "b", "nbh", "nbw", "z", "zpitch", "w", "bias", "gp", "mask", "ref", "acc"]
-    + ["sig", "io", "mode", "count"]
+    + ["sig", "io", "mode", "count", "top"]
 )
 _WORDS = 64
 
@@ -146,6 +146,7 @@ class ProgramBuilder:
         dilation: tuple[int, int] = (1, 1),
         groups: int = 1,
         residual: Ref | None = None,
+        scale: Ref | None = None,
         act: str = "none",
         policy: str = "previous",
         gate: str = "norm",
@@ -155,7 +156,9 @@ class ProgramBuilder:
         count: float = 1.0,
         winograd: bool | None = None,
     ) -> Ref:
-        """act(conv(x) + bias + residual), skipped by blocks; kernel `(kh, kw, Ci / groups, Co)`.
+        """act(conv(x * scale) + bias + residual), skipped by blocks; kernel `(kh, kw, Ci / g, Co)`.
+
+        `scale` `(B, 1, 1, Ci)` goes with a plain 1x1 convolution only.
 
         A norm gate fires where factor * sum|r| / count > gate_params[0]; a linear gate has
         `gate_params` = bias, then its kernel `(kh, kw, Ci)`, and fires where its logit is >= 0.
@@ -166,6 +169,8 @@ class ProgramBuilder:
             raise ValueError(
                 f"`padding` (={padding}) must not be negative; slice the input instead."
             )
+        if scale is not None:
+            self._check_scale(scale, x, kernel, strides, padding, groups)
         extent = [(k - 1) * d + 1 for k, d in zip((kh, kw), dilation, strict=True)]
         oh = (x.h + pt + pb - extent[0]) // strides[0] + 1
         ow = (x.w + pl + pr - extent[1]) // strides[1] + 1
@@ -185,7 +190,10 @@ class ProgramBuilder:
             raise ValueError(
                 "`gate` (='linear') must be a norm to accumulate; use policy 'reference'."
             )
-        self._use(x, delta=policy != "reference", cur=policy != "previous")
+        made = scale is not None
+        self._use(x, delta=policy != "reference", cur=policy != "previous" or made)
+        if scale is not None:
+            self._use(scale, delta=policy != "reference", cur=True)
         if residual is not None:
             # Under Eq. 3 the state holds the sum, and the residual enters by its change: less
             # memory to move than keeping z and the activation apart.
@@ -202,7 +210,25 @@ class ProgramBuilder:
         fields.update(kh=kh, kw=kw, sh=strides[0], sw=strides[1], dh=dilation[0], dw=dilation[1])
         fields.update(pt=pt, pl=pl, groups=groups, b=block, nbh=nbh, nbw=nbw)
         fields.update(policy=POLICIES.index(policy), gate=GATES.index(gate))
-        return self._record(CONV, out, [x], name, **fields)
+        return self._record(CONV, out, [x] if scale is None else [x, scale], name, **fields)
+
+    @staticmethod
+    def _check_scale(
+        scale: Ref,
+        x: Ref,
+        kernel: np.ndarray,
+        strides: tuple[int, int],
+        padding: Sequence[tuple[int, int]],
+        groups: int,
+    ) -> None:
+        plain = kernel.shape[:2] == strides == (1, 1) and groups == 1
+        if not plain or any(p for pair in padding for p in pair):
+            raise ValueError(
+                f"`scale` (={scale}) must go with a 1x1 convolution of stride 1 without padding or "
+                "groups; use `binary` for the others."
+            )
+        if (scale.h, scale.w, scale.c) != (1, 1, x.c):
+            raise ValueError(f"`scale` (={scale}) must hold one value per channel of `x` (={x}).")
 
     @staticmethod
     def _algorithm(kernel: np.ndarray, cs: int, cs_out: int, groups: int, winograd: bool) -> int:
@@ -383,6 +409,8 @@ class ProgramBuilder:
             f["sig"] = arena.take(1 + blocks)
         if policy == "accumulate":
             f["acc"] = arena.take(blocks)
+        if f["nsrc"] == 2 and policy != "reference":
+            f["top"] = arena.take(blocks * x.cs)
 
     def finish(self) -> "Program":
         """Lays out everything and gives the program."""

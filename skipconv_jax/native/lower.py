@@ -78,6 +78,7 @@ class Lowering:
       gates: parameters of their gates.
       refs: tensors of the graph that the program holds.
       flat: what it returns one behind the other.
+      scaled: products that the convolutions reading them make, by what `scaled_inputs` finds.
     """
 
     builder: ProgramBuilder
@@ -86,6 +87,7 @@ class Lowering:
     gates: Mapping[str, GateParams]
     refs: dict[int, Ref] = dataclasses.field(default_factory=dict)
     flat: dict[int, list[Ref]] = dataclasses.field(default_factory=dict)
+    scaled: Mapping[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def input(self, ref: int, readers: Sequence[g.Node]) -> None:
         """A tensor that enters the program."""
@@ -99,7 +101,9 @@ class Lowering:
 
     def node(self, node: g.Node) -> None:
         """One node, for which `why_not` is empty."""
-        x = [self.refs[r] for r in node.inputs]
+        if node.output in self.scaled:
+            return
+        x = [self.refs[self.scaled.get(r, (r, r))[0]] for r in node.inputs]
         if isinstance(node, g.FlattenNode):
             self.flat[node.output] = x
             return
@@ -147,6 +151,7 @@ class Lowering:
 
     def _conv(self, node: g.ConvNode, x: list[Ref]) -> Ref:
         conv, rule = node.conv, self.layers.get(node.name)
+        scale = self.scaled.get(node.inputs[0])
         options: dict[str, Any] = {"policy": "accumulate", "gate": "always", "block": 8}
         if rule is not None:
             options = gate_options(node, rule, self.gates[node.name])
@@ -160,9 +165,32 @@ class Lowering:
             dilation=(conv.dilation[0], conv.dilation[1]),
             groups=conv.groups,
             residual=None if node.residual is None else x[1],
+            scale=None if scale is None else self.refs[scale[1]],
             act=_act(node.act),
             **options,
         )
+
+
+def scaled_inputs(graph: g.Graph, nodes: Sequence[g.Node]) -> dict[int, tuple[int, int]]:
+    """Products x * s, s of one position, that one plain 1x1 convolution reads: tensor to (x, s)."""
+    uses, found = graph.uses(), {}
+    products = {n.output: n for n in nodes if isinstance(n, g.BinaryNode) and n.fn == "mul"}
+    for node in nodes:
+        product = products.get(node.inputs[0]) if isinstance(node, g.ConvNode) else None
+        if product is None or uses[product.output] != 1 or not _is_pointwise(node):
+            continue
+        for x, s in (product.inputs, product.inputs[::-1]):
+            if graph.avals[s].shape[1:3] == (1, 1) and len(graph.avals[s].shape) == 4:
+                found[product.output] = x, s
+    return found
+
+
+def _is_pointwise(node: g.Node) -> bool:
+    if not isinstance(node, g.ConvNode):
+        return False
+    conv = node.conv
+    padded = any(p for pair in conv.padding for p in pair)
+    return conv.window == conv.strides == (1, 1) and conv.groups == 1 and not padded
 
 
 def gate_options(node: g.ConvNode, rule: Rule, params: GateParams) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""HRNet-w32 on a CPU: skipped against the dense runtimes a user could take, in one process.
+"""A network on a CPU: skipped against the dense runtimes a user could take, in one process.
 
-    python -m benchmarks.cpu --video PATH [--policy previous] [--out docs/results/cpu.md]
+    python -m benchmarks.cpu --video PATH [--model efficientdet_d0] [--policy reference] [--out F]
 
 Thresholds are searched for each MAC reduction on the clip itself; frames are then timed in turns,
 clip by clip, next to the dense peers. A frame's time is the median over rounds, a clip's the mean
@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import functools
 import pathlib
-import resource
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,27 +20,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import clips
-from benchmarks.peers import RUNNERS, Runner
+from benchmarks.peers import RUNNERS, Runner, without_flattening
 from skipconv_jax import graph as g
 from skipconv_jax import native, skip
-from skipconv_jax.models import hrnet_w32, init_variables
+from skipconv_jax.models import efficientdet, hrnet_w32, init_variables
 from skipconv_jax.ops import POLICIES, InputNormGate
 from skipconv_jax.plan import Constants, Plan, PlanState, compile_plan
 
 TARGETS = (2.51, 4.33, 7.92)
-_STEP = 0.1  # share of a new step in HRNet's running batch statistics
+_SIZES = {"hrnet_w32": 256, "efficientdet_d0": 512}
+
+
+def make_model(name: str) -> Any:
+    """HRNet-w32 for 15 joints, or EfficientDet-D0 for 90 classes."""
+    return hrnet_w32(joints=15) if name == "hrnet_w32" else efficientdet("d0")
 
 
 def make_variables(model: Any, frames: jax.Array) -> Any:
     """Random weights with the batch statistics of real frames: activations of order 1."""
     variables = init_variables(model, jax.random.key(0), frames[:1])
-    train = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
-    _, updated = train(variables, frames)
-    stats = jax.tree.map(
-        lambda old, new: (new - (1 - _STEP) * old) / _STEP,
-        variables["batch_stats"],
-        updated["batch_stats"],
-    )
+    train = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])[1])
+
+    def step(stats: Any) -> Any:
+        return train({**variables, "batch_stats": stats}, frames)["batch_stats"]
+
+    # A step moves a statistic a share of the way, which differs from layer to layer: two steps from
+    # two starts tell where to.
+    zero = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    one = jax.tree.map(jnp.ones_like, variables["batch_stats"])
+    stats = jax.tree.map(lambda a, b: a / (1 - (b - a)), step(zero), step(one))
     return {**variables, "batch_stats": stats}
 
 
@@ -83,13 +90,15 @@ class Contest:
         return np.array(seconds[1:]), float(np.mean(spent[1:]))
 
     def search(self, target: float, frames: Sequence[jax.Array]) -> float:
-        """Threshold whose MACs on the clip are `1 / target` of the dense network's."""
+        """Threshold whose MACs on the clip come nearest to `1 / target` of the dense network's."""
         low, high = 1e-4, 4.0
+        tried = []
         for _ in range(14):
             middle = (low * high) ** 0.5
-            reduction = self.dense / self.play(self.at(middle), frames)[1]
+            reduction = self.dense / max(self.play(self.at(middle), frames)[1], 1.0)
+            tried.append((abs(np.log(reduction / target)), middle))
             low, high = (middle, high) if reduction < target else (low, middle)
-        return high
+        return min(tried)[1]
 
 
 def time_peer(run: Runner, frames: Sequence[np.ndarray]) -> np.ndarray:
@@ -159,21 +168,31 @@ def motion_rows(
     return rows
 
 
-def main() -> None:
-    """Parses arguments, measures, prints and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--video", required=True, type=pathlib.Path)
-    parser.add_argument("--policy", default="previous", choices=("previous", "reference"))
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--block", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=pathlib.Path)
-    args = parser.parse_args()
+def peer_rows(
+    plan: Plan, expected: Sequence[np.ndarray], frames: Sequence[np.ndarray], macs: float
+) -> list[Row]:
+    """A row per dense runtime, each checked on the first frame."""
+    graph, rows = without_flattening(plan.graph), []
+    for name, make in RUNNERS.items():
+        run = make(graph, native.num_threads())
+        made = [np.asarray(m) for m in run(frames[0])]
+        maps = [m if name == "XLA dense" else m.transpose(0, 2, 3, 1) for m in made]
+        flat = np.concatenate([m.ravel() for m in maps])
+        wanted = np.concatenate([e.ravel() for e in expected])
+        np.testing.assert_allclose(flat, wanted, atol=2e-3 * float(np.abs(wanted).max()), rtol=0)
+        rows.append(Row(name, functools.partial(_timed_peer, run, frames, macs)))
+    return rows
 
-    video = clips.video_crop(args.video, args.size, args.frames)
-    real = clips.normalise(video)
-    model = hrnet_w32(joints=15)
+
+def _timed_peer(
+    run: Runner, frames: Sequence[np.ndarray], macs: float
+) -> tuple[np.ndarray, float]:
+    return time_peer(run, frames), macs
+
+
+def make_contest(args: argparse.Namespace, real: np.ndarray) -> tuple[Contest, float, list[Any]]:
+    """The plan of the network asked for, seconds until its first frame is out, dense outputs."""
+    model = make_model(args.model)
     variables = make_variables(model, jnp.asarray(real[:: max(1, len(real) // 4)][:4]))
     net = skip(
         lambda v, x: model.apply(v, x),
@@ -184,50 +203,63 @@ def main() -> None:
     params, _ = net.init(variables, frame)
     start = time.perf_counter()
     plan = compile_plan(net, params, frame)
-    state = plan.init_state()
-    contest = Contest(plan, list(params["gates"]), state)
-    contest.play(contest.plan.constants, [frame, frame])
+    if not isinstance(plan, Plan):
+        raise SystemExit(native.status())
+    contest = Contest(plan, list(params["gates"]), plan.init_state())
+    contest.play(plan.constants, [frame, frame])
     compiled = time.perf_counter() - start
+    expected = jax.tree.leaves(jax.jit(model.apply)(variables, frame))
+    return contest, compiled, [np.asarray(e) for e in expected]
 
+
+def plan_rows(contest: Contest, args: argparse.Namespace, video: np.ndarray) -> list[Row]:
+    """All fire, nothing changes, and a row per kind of motion and MAC reduction."""
     rng = np.random.default_rng(0)
-    noise = [jnp.asarray(rng.normal(size=frame.shape), jnp.float32) for _ in range(args.frames)]
-    still = [frame] * args.frames
+    shape = (1, args.size, args.size, 3)
+    noise = [jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(args.frames)]
+    still = noise[:1] * args.frames
     everything, nothing = contest.at(0.0), contest.at(1e-2)
     rows = [
         Row("all fire", lambda: contest.play(everything, noise)),
         Row("nothing changes", lambda: contest.play(nothing, still)),
     ]
-    rows += motion_rows(contest, "video", video, TARGETS)
+    rows += motion_rows(contest, "video", video, args.targets)
     square = clips.moving_square(args.size, args.frames, args.size // 3)
-    rows += motion_rows(contest, "moving square", square, TARGETS)
+    rows += motion_rows(contest, "moving square", square, args.targets)
     blocks = clips.random_blocks(args.size, args.frames, 0.05)
-    rows += motion_rows(contest, "random blocks", blocks, TARGETS)
-    dense = [np.asarray(f) for f in np.split(real[:6], 6)]
-    peers = []
-    for name, make in RUNNERS.items():
-        run = make(plan.graph, native.num_threads())
-        reference = np.asarray(run(dense[0])[0])
-        expected = np.asarray(model.apply(variables, dense[0]))
-        if reference.shape != expected.shape:
-            reference = reference.transpose(0, 2, 3, 1)
-        np.testing.assert_allclose(
-            reference, expected, atol=2e-3 * float(np.abs(expected).max()), rtol=0
-        )
-        peers.append(
-            Row(name, lambda r=run: (time_peer(r, dense), contest.dense))  # type: ignore[misc]
-        )
+    return rows + motion_rows(contest, "random blocks", blocks, args.targets)
+
+
+def main() -> None:
+    """Parses arguments, measures, prints and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--video", required=True, type=pathlib.Path)
+    parser.add_argument("--model", default="hrnet_w32", choices=sorted(_SIZES))
+    parser.add_argument("--policy", default="previous", choices=("previous", "reference"))
+    parser.add_argument("--targets", type=float, nargs="*", default=TARGETS)
+    parser.add_argument("--size", type=int, help="side of the frame; default: the network's own")
+    parser.add_argument("--block", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=pathlib.Path)
+    args = parser.parse_args()
+    args.size = args.size or _SIZES[args.model]
+
+    video = clips.video_crop(args.video, args.size, args.frames)
+    real = clips.normalise(video)
+    contest, compiled, expected = make_contest(args, real)
+    rows = plan_rows(contest, args, video)
+    peers = peer_rows(contest.plan, expected, np.split(real[:6], 6), contest.dense)
     for _ in range(args.rounds):
         for row in [*peers, *rows]:
             row.run()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    weights = sum(p.weights.nbytes for p in plan.programs) / 1e6
+    weights = sum(p.weights.nbytes for p in contest.plan.programs) / 1e6
     text = (
-        f"HRNet-w32 {args.size}x{args.size}, batch 1, float32, block {args.block}, policy "
+        f"{args.model} {args.size}x{args.size}, batch 1, float32, block {args.block}, policy "
         f"{args.policy}, {native.num_threads()} threads, {native.isa()}, {args.rounds} rounds of "
         f"{args.frames} frames\n\n{table([*peers, *rows], contest.dense)}\n\n"
-        f"State {plan.state_bytes() / 1e6:.0f} MB per stream, packed weights {weights:.0f} MB, "
-        f"peak of the whole benchmark process {peak:.0f} MB; plan and first call "
-        f"{compiled:.1f} s.\n"
+        f"State {contest.plan.state_bytes() / 1e6:.0f} MB per stream, packed weights "
+        f"{weights:.0f} MB; plan and first call {compiled:.1f} s.\n"
     )
     print(text)
     if args.out:

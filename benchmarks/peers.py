@@ -52,6 +52,10 @@ class _Onnx:
             return self.op("Mul", [x, self.op("Sigmoid", [x])])
         return self.op(_UNARY[kind], [x])
 
+    def scaled(self, x: str, weight: float) -> str:
+        """x times a scalar."""
+        return self.op("Mul", [x, self.constant(np.array(weight, np.float32))])
+
     def upsample(self, x: str, factor: int) -> str:
         """Nearest."""
         if factor == 1:
@@ -68,7 +72,10 @@ class _Onnx:
             case g.ConvNode():
                 return self._conv(node, x)
             case g.SumNode():
-                parts = [self.upsample(a, f) for a, f in zip(x, node.factors, strict=True)]
+                parts = [
+                    self.upsample(a if w == 1 else self.scaled(a, w), f)
+                    for a, (_, f, w) in zip(x, node.terms, strict=True)
+                ]
                 total = parts[0]
                 for part in parts[1:]:
                     total = self.op("Add", [total, part])
@@ -94,8 +101,9 @@ class _Onnx:
                     pads=[pt, pl, pb, pr],
                 )
             case g.SpatialSumNode():
-                axes = self.constant(np.array([2, 3], np.int64))
-                return self.op("ReduceSum", [x[0], axes], keepdims=1)
+                _, h, w, _ = self.graph.avals[node.inputs[0]].shape
+                # The runtimes have kernels of their own for the mean, not for the sum.
+                return self.scaled(self.op("GlobalAveragePool", x), h * w)
             case g.ConcatNode():
                 return self.op("Concat", x, axis=1)
             case g.ReshapeNode():
@@ -136,6 +144,15 @@ class _Onnx:
         opset = helper.make_opsetid("", 17)
         model = helper.make_model(made, opset_imports=[opset], ir_version=9)
         return bytes(model.SerializeToString())
+
+
+def without_flattening(graph: g.Graph) -> g.Graph:
+    """The graph whose outputs are maps: peers need not transpose and join what heads make."""
+    flat = {n.output: n.inputs for n in graph.nodes if isinstance(n, g.FlattenNode)}
+    outputs = [r for o in graph.outputs for r in flat.get(o, (o,))]
+    nodes = [n for n in graph.nodes if not isinstance(n, g.FlattenNode)]
+    tree = jax.tree.structure(list(range(len(outputs))))
+    return dataclasses.replace(graph, nodes=nodes, outputs=outputs, tree=tree)
 
 
 def onnx_model(graph: g.Graph) -> bytes:
@@ -179,12 +196,46 @@ def openvino_runner(graph: g.Graph, threads: int) -> Runner:
 
 
 def torch_runner(graph: g.Graph, threads: int) -> Runner:
-    """Eager PyTorch, channels last, convolutions and sums only (HRNet)."""
+    """Eager PyTorch, channels last."""
     import torch
     from torch.nn import functional
 
     torch.set_num_threads(threads)
-    acts = {"none": lambda v: v, "relu": functional.relu, "swish": functional.silu}
+    acts = {
+        "none": lambda v: v,
+        "relu": functional.relu,
+        "swish": functional.silu,
+        "logistic": torch.sigmoid,
+    }
+    binary = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
+
+    def padded(v: Any, pads: Any, value: float = 0.0) -> tuple[Any, tuple[int, ...]]:
+        """Uneven padding as an operation of its own, even padding for the operation to do."""
+        (t, b), (l, r) = pads
+        if (t, l) == (b, r):
+            return v, (t, l)
+        return functional.pad(v, (l, r, t, b), value=value), (0, 0)
+
+    def other(node: g.Node, x: list[Any]) -> Any:
+        match node:
+            case g.AffineNode():
+                scale, shift = (
+                    torch.from_numpy(np.array(v, np.float32)).reshape(1, -1, 1, 1)
+                    for v in (node.scale, node.shift)
+                )
+                return x[0] * scale + shift
+            case g.UnaryNode():
+                return acts[node.fn](x[0])
+            case g.BinaryNode():
+                return binary[node.fn](*x)
+            case g.SpatialSumNode():
+                return x[0].sum((2, 3), keepdim=True)
+            case g.ReshapeNode():
+                return x[0]
+            case g.PoolNode(fn="max"):
+                v, pad = padded(x[0], node.padding, -float("inf"))
+                return functional.max_pool2d(v, node.window, node.strides, pad)
+        raise NotImplementedError(f"{type(node).__name__} has no torch form here")
     last = torch.channels_last
     kernels = {
         n.name: torch.from_numpy(n.kernel.transpose(3, 2, 0, 1).copy()).to(memory_format=last)
@@ -201,15 +252,19 @@ def torch_runner(graph: g.Graph, threads: int) -> Runner:
         if isinstance(node, g.SumNode):
             parts = [
                 v if f == 1 else functional.interpolate(v, scale_factor=f, mode="nearest")
-                for v, f in zip(x, node.factors, strict=True)
+                for v, f in zip(
+                    [v if w == 1 else v * w for v, (_, _, w) in zip(x, node.terms, strict=True)],
+                    node.factors,
+                    strict=True,
+                )
             ]
             return acts[node.act](sum(parts[1:], parts[0]))
         if not isinstance(node, g.ConvNode):
-            raise NotImplementedError(f"{type(node).__name__} has no torch form here")
+            return other(node, x)
         conv = node.conv
-        padding = conv.padding[0][0], conv.padding[1][0]
+        v, padding = padded(x[0], conv.padding)
         options = (conv.strides, padding, conv.dilation, conv.groups)
-        z = functional.conv2d(x[0], kernels[node.name], biases.get(node.name), *options)
+        z = functional.conv2d(v, kernels[node.name], biases.get(node.name), *options)
         return acts[node.act](z if node.residual is None else z + x[1])
 
     def run(x: np.ndarray) -> Any:

@@ -22,7 +22,13 @@ from skipconv_jax import graph as g
 from skipconv_jax.graph.execute import execute_node
 from skipconv_jax.native import library
 from skipconv_jax.native.builder import Program, ProgramBuilder, gate_words
-from skipconv_jax.native.lower import Lowering, gate_options, position_shape, why_not
+from skipconv_jax.native.lower import (
+    Lowering,
+    gate_options,
+    position_shape,
+    scaled_inputs,
+    why_not,
+)
 from skipconv_jax.ops.gates import GateParams
 from skipconv_jax.plan_xla import XlaPlan, fold_plan
 from skipconv_jax.trace import number_of_streams
@@ -264,7 +270,9 @@ def _fill(
     gates: Mapping[str, GateParams],
     winograd: bool,
 ) -> None:
-    lowering = Lowering(ProgramBuilder(winograd=winograd), graph.avals, layers, gates)
+    scaled = scaled_inputs(graph, segment.nodes)
+    builder = ProgramBuilder(winograd=winograd)
+    lowering = Lowering(builder, graph.avals, layers, gates, scaled=scaled)
     for ref in segment.inputs:
         lowering.input(ref, [n for n in segment.nodes if ref in n.inputs])
     for node in segment.nodes:

@@ -12,6 +12,7 @@ from skipconv_jax.graph.nodes import (
     BinaryNode,
     ConcatNode,
     ConvNode,
+    FlattenNode,
     Node,
     OtherNode,
     PoolNode,
@@ -65,7 +66,10 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
         case ConvNode():
             return _conv(node, x)
         case SumNode():
-            parts = [_upsample(a, f) for a, f in zip(x, node.factors, strict=True)]
+            parts = [
+                _upsample(a, f) if w == 1 else _upsample(a * w, f)
+                for a, (_, f, w) in zip(x, node.terms, strict=True)
+            ]
             return _UNARY[node.act](sum(parts[1:], parts[0]))
         case AffineNode():
             return x[0] * _channels(node.scale, x[0]) + _channels(node.shift, x[0])
@@ -87,6 +91,8 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
             return jnp.concatenate(x, axis=-1)
         case ReshapeNode():
             return x[0].reshape(shape)
+        case FlattenNode():
+            return jnp.concatenate([a.reshape(a.shape[0], -1, shape[-1]) for a in x], axis=1)
     raise AssertionError(f"{type(node).__name__} has no rule")
 
 

@@ -52,10 +52,20 @@ class ConvNode(Node):
 
 @dataclasses.dataclass
 class SumNode(Node):
-    """act(sum of the inputs), each upsampled (nearest) by an integer factor first."""
+    """act(sum of weight * input), each upsampled (nearest) by an integer factor first.
+
+    No `weights` are weights of 1.
+    """
 
     factors: tuple[int, ...]
     act: str = "none"
+    weights: tuple[float, ...] = ()
+
+    @property
+    def terms(self) -> list[tuple[Ref, int, float]]:
+        """Input, factor and weight of each term."""
+        weights = self.weights or (1.0,) * len(self.inputs)
+        return list(zip(self.inputs, self.factors, weights, strict=True))
 
 
 @dataclasses.dataclass
@@ -111,6 +121,11 @@ class ConcatNode(Node):
 @dataclasses.dataclass
 class ReshapeNode(Node):
     """A reshape that only adds or drops unit spatial axes."""
+
+
+@dataclasses.dataclass
+class FlattenNode(Node):
+    """Values of maps `(B, h, w, c)` one behind the other, as `(B, n, k)`; k divides every map."""
 
 
 @dataclasses.dataclass

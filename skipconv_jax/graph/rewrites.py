@@ -50,6 +50,10 @@ class _Index:
         maker = self._makers.get(ref)
         return maker if isinstance(maker, kind) and self._uses[ref] == 1 else None
 
+    def maker(self, ref: Ref) -> Node | None:
+        """What makes a tensor; None for an input of the graph."""
+        return self._makers.get(ref)
+
     def place(self, node: Node) -> int:
         """Position of a node in the order of evaluation."""
         return self._places[id(node)]
@@ -103,6 +107,32 @@ def _swish(graph: Graph) -> None:
     _rewrite(graph, change)
 
 
+def _broadcasts(graph: Graph) -> None:
+    """An operation on two tensors reads one position as it is, not blown up to a map."""
+
+    def source(ref: Ref, index: _Index) -> Ref:
+        maker = index.maker(ref)
+        if not isinstance(maker, OtherNode) or maker.eqn.primitive.name != "broadcast_in_dim":
+            return ref
+        small, shape = graph.avals[maker.inputs[0]].shape, graph.avals[ref].shape
+        plain = maker.eqn.params["broadcast_dimensions"] == tuple(range(len(shape)))
+        one = len(shape) == 4 and small == (shape[0], 1, 1, shape[3])
+        return maker.inputs[0] if plain and one else ref
+
+    def change(node: Node, index: _Index) -> Node | None:
+        if not isinstance(node, BinaryNode):
+            return None
+        left, right = node.inputs
+        shape = graph.avals[node.output].shape
+        for inputs in ((source(left, index), right), (left, source(right, index))):
+            # One of the two keeps the shape of the map.
+            if inputs != node.inputs and shape in (graph.avals[r].shape for r in inputs):
+                return dataclasses.replace(node, inputs=inputs)
+        return None
+
+    _rewrite(graph, change)
+
+
 def _compose_affine(graph: Graph) -> None:
     """Two affine maps in a row are one."""
 
@@ -140,8 +170,21 @@ def _fold_affine(graph: Graph) -> None:
     _rewrite(graph, change)
 
 
+def _terms(node: Any, term: tuple[Ref, int, float]) -> list[tuple[Ref, int, float]] | None:
+    """The terms of a sum that stand for one of its terms, which `node` makes."""
+    _, factor, weight = term
+    match node:
+        case AffineNode() if node.scale.ndim == 0 and not np.any(node.shift):
+            return [(node.inputs[0], factor, float(node.scale) * weight)]
+        case UpsampleNode() if factor == 1:
+            return [(node.inputs[0], node.factor, weight)]
+        case SumNode() if factor == 1:
+            return [(r, f, w * weight) for r, f, w in node.terms]
+    return None
+
+
 def _sums(graph: Graph) -> None:
-    """Trees of additions become one sum, upsampling of its inputs included."""
+    """Trees of additions become one sum, upsampling and scalar weights of its inputs included."""
 
     def change(node: Node, index: _Index) -> Node | None:
         if isinstance(node, BinaryNode) and node.fn == "add":
@@ -149,16 +192,14 @@ def _sums(graph: Graph) -> None:
             return SumNode(node.inputs, node.output, (1, 1)) if left == right else None
         if not isinstance(node, SumNode):
             return None
-        for i, (ref, factor) in enumerate(zip(node.inputs, node.factors, strict=True)):
-            inner = index.sole(ref, (SumNode, UpsampleNode))
-            if inner is None or factor != 1:
+        for i, term in enumerate(node.terms):
+            inner = _terms(index.sole(term[0], (SumNode, UpsampleNode, AffineNode)), term)
+            if inner is None:
                 continue
-            factors = (inner.factor,) if isinstance(inner, UpsampleNode) else inner.factors
-            return SumNode(
-                (*node.inputs[:i], *inner.inputs, *node.inputs[i + 1 :]),
-                node.output,
-                (*node.factors[:i], *factors, *node.factors[i + 1 :]),
-            )
+            terms = [*node.terms[:i], *inner, *node.terms[i + 1 :]]
+            inputs, factors, weights = zip(*terms, strict=True)
+            plain = all(w == 1 for w in weights)
+            return SumNode(inputs, node.output, factors, weights=() if plain else weights)
         return None
 
     _rewrite(graph, change)
@@ -182,7 +223,7 @@ def _residuals(graph: Graph) -> None:
     """The later of two summed convolutions takes the other input as its residual."""
 
     def change(node: Node, index: _Index) -> Node | None:
-        if not isinstance(node, SumNode) or node.factors != (1, 1):
+        if not isinstance(node, SumNode) or node.factors != (1, 1) or node.weights:
             return None
         makers = [(index.sole(r, ConvNode), r) for r in node.inputs]
         free = [
@@ -205,4 +246,4 @@ def _residuals(graph: Graph) -> None:
     _rewrite(graph, change)
 
 
-REWRITES = (_swish, _compose_affine, _fold_affine, _sums, _activations, _residuals)
+REWRITES = (_swish, _broadcasts, _compose_affine, _fold_affine, _sums, _activations, _residuals)

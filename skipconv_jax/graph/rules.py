@@ -11,6 +11,7 @@ from skipconv_jax.graph.nodes import (
     BinaryNode,
     ConcatNode,
     ConvNode,
+    FlattenNode,
     OtherNode,
     PoolNode,
     Ref,
@@ -135,6 +136,8 @@ def _reshape(reader: Reader, eqn: Any, values: list[Any]) -> Ref | None:
     source, shape = reader.avals[x].shape, eqn.outvars[0].aval.shape
     if [n for n in source if n != 1] == [n for n in shape if n != 1]:
         return reader.add(eqn, lambda out: ReshapeNode((x,), out))
+    if len(source) == 4 and len(shape) == 3 and shape[0] == source[0]:
+        return reader.add(eqn, lambda out: FlattenNode((x,), out))
     before = next((n for n in reader.nodes if n.output == x), None)
     if not isinstance(before, _Blown) or len(shape) != 4:
         return None
@@ -195,8 +198,16 @@ def _reduce_sum(reader: Reader, eqn: Any, values: list[Any]) -> Ref | None:
 
 
 def _concatenate(reader: Reader, eqn: Any, values: list[Any]) -> Ref | None:
-    rank = len(eqn.outvars[0].aval.shape)
-    if any(isinstance(v, Known) for v in values) or eqn.params["dimension"] != rank - 1:
+    rank, axis = len(eqn.outvars[0].aval.shape), eqn.params["dimension"]
+    if any(isinstance(v, Known) for v in values):
+        return None
+    if (rank, axis) == (3, 1):
+        made = {n.output: n for n in reader.nodes}
+        maps = [made.get(v) for v in values]
+        refs = [r for m in maps if isinstance(m, FlattenNode) for r in m.inputs]
+        flat = all(isinstance(m, FlattenNode) for m in maps)
+        return reader.add(eqn, lambda out: FlattenNode(tuple(refs), out)) if flat else None
+    if axis != rank - 1:
         return None
     return reader.add(eqn, lambda out: ConcatNode(tuple(values), out))
 

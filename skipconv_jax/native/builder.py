@@ -30,7 +30,7 @@ _FIELDS = (
     + [f"{name}{i}" for name in ("src", "fh", "fw") for i in range(_MAX_SOURCES)]
     + ["algo", "kh", "kw", "sh", "sw", "dh", "dw", "pt", "pl", "groups"]
     + ["policy", "gate", "b", "nbh", "nbw", "z", "zpitch", "w", "bias", "gp", "mask", "ref", "acc"]
-    + ["sig", "io", "mode", "count"]
+    + ["sig", "io", "mode", "count", "top"]
 )
 _WORDS = 64
 
@@ -83,7 +83,7 @@ class ProgramBuilder:
         self._masks: dict[str, MaskSlot] = {}
         self._mask_size = 0
         self._inputs: list[tuple[int, int, int]] = []
-        self._outputs: list[tuple[int, int, int]] = []
+        self._outputs: list[tuple[int, ...]] = []
 
     # -- recording ---------------------------------------------------------------------------------
     def _tensor(self, h: int, w: int, c: int, *, raw: bool = False) -> Ref:
@@ -146,6 +146,7 @@ class ProgramBuilder:
         dilation: tuple[int, int] = (1, 1),
         groups: int = 1,
         residual: Ref | None = None,
+        scale: Ref | None = None,
         act: str = "none",
         policy: str = "previous",
         gate: str = "norm",
@@ -155,7 +156,9 @@ class ProgramBuilder:
         count: float = 1.0,
         winograd: bool | None = None,
     ) -> Ref:
-        """act(conv(x) + bias + residual), skipped by blocks; kernel `(kh, kw, Ci / groups, Co)`.
+        """act(conv(x * scale) + bias + residual), skipped by blocks; kernel `(kh, kw, Ci / g, Co)`.
+
+        `scale` `(B, 1, 1, Ci)` goes with a plain 1x1 convolution only.
 
         A norm gate fires where factor * sum|r| / count > gate_params[0]; a linear gate has
         `gate_params` = bias, then its kernel `(kh, kw, Ci)`, and fires where its logit is >= 0.
@@ -166,6 +169,8 @@ class ProgramBuilder:
             raise ValueError(
                 f"`padding` (={padding}) must not be negative; slice the input instead."
             )
+        if scale is not None:
+            self._check_scale(scale, x, kernel, strides, padding, groups)
         extent = [(k - 1) * d + 1 for k, d in zip((kh, kw), dilation, strict=True)]
         oh = (x.h + pt + pb - extent[0]) // strides[0] + 1
         ow = (x.w + pl + pr - extent[1]) // strides[1] + 1
@@ -185,7 +190,10 @@ class ProgramBuilder:
             raise ValueError(
                 "`gate` (='linear') must be a norm to accumulate; use policy 'reference'."
             )
-        self._use(x, delta=policy != "reference", cur=policy != "previous")
+        made = scale is not None
+        self._use(x, delta=policy != "reference", cur=policy != "previous" or made)
+        if scale is not None:
+            self._use(scale, delta=policy != "reference", cur=True)
         if residual is not None:
             # Under Eq. 3 the state holds the sum, and the residual enters by its change: less
             # memory to move than keeping z and the activation apart.
@@ -202,7 +210,25 @@ class ProgramBuilder:
         fields.update(kh=kh, kw=kw, sh=strides[0], sw=strides[1], dh=dilation[0], dw=dilation[1])
         fields.update(pt=pt, pl=pl, groups=groups, b=block, nbh=nbh, nbw=nbw)
         fields.update(policy=POLICIES.index(policy), gate=GATES.index(gate))
-        return self._record(CONV, out, [x], name, **fields)
+        return self._record(CONV, out, [x] if scale is None else [x, scale], name, **fields)
+
+    @staticmethod
+    def _check_scale(
+        scale: Ref,
+        x: Ref,
+        kernel: np.ndarray,
+        strides: tuple[int, int],
+        padding: Sequence[tuple[int, int]],
+        groups: int,
+    ) -> None:
+        plain = kernel.shape[:2] == strides == (1, 1) and groups == 1
+        if not plain or any(p for pair in padding for p in pair):
+            raise ValueError(
+                f"`scale` (={scale}) must go with a 1x1 convolution of stride 1 without padding or "
+                "groups; use `binary` for the others."
+            )
+        if (scale.h, scale.w, scale.c) != (1, 1, x.c):
+            raise ValueError(f"`scale` (={scale}) must hold one value per channel of `x` (={x}).")
 
     @staticmethod
     def _algorithm(kernel: np.ndarray, cs: int, cs_out: int, groups: int, winograd: bool) -> int:
@@ -279,7 +305,7 @@ class ProgramBuilder:
         fields = {"act": ACTIVATIONS.index(act)}
         for i, f in enumerate(factors):
             fields[f"fh{i}"] = fields[f"fw{i}"] = f
-        if coefficients is not None:
+        if coefficients:
             fields["w"] = self._weight(np.asarray(coefficients, np.float32))
         return self._elementwise(ADD, sources, self._tensor(*shape.pop()), **fields)
 
@@ -343,11 +369,18 @@ class ProgramBuilder:
         fields = {"mode": BINARIES.index(kind), "act": ACTIVATIONS.index(act)}
         return self._elementwise(BINARY, [x, y], self._tensor(x.h, x.w, x.c), **fields)
 
-    def output(self, x: Ref) -> int:
-        """Returns x from the program; gives its position among the outputs."""
-        self._use(x, cur=True)
-        self._outputs.append((x.h, x.w, x.c))
-        self._record(OUTPUT, x, [x], io=len(self._outputs) - 1)
+    def output(self, *maps: Ref) -> int:
+        """Returns a map from the program, or the values of several one behind the other.
+
+        Gives the position among the outputs.
+        """
+        sizes = [x.h * x.w * x.c for x in maps]
+        alone = len(maps) == 1
+        self._outputs.append((maps[0].h, maps[0].w, maps[0].c) if alone else (sum(sizes),))
+        for i, x in enumerate(maps):
+            self._use(x, cur=True)
+            at = {"count": sum(sizes), "mode": sum(sizes[:i])}
+            self._record(OUTPUT, x, [x], io=len(self._outputs) - 1, **at)
         return len(self._outputs) - 1
 
     # -- layout ------------------------------------------------------------------------------------
@@ -376,6 +409,8 @@ class ProgramBuilder:
             f["sig"] = arena.take(1 + blocks)
         if policy == "accumulate":
             f["acc"] = arena.take(blocks)
+        if f["nsrc"] == 2 and policy != "reference":
+            f["top"] = arena.take(blocks * x.cs)
 
     def finish(self) -> "Program":
         """Lays out everything and gives the program."""
@@ -435,7 +470,7 @@ class Program:
       state_size: floats of state per stream.
       mask_size: blocks of all convolutions per stream.
       masks: per convolution, where its blocks lie in the masks.
-      inputs, outputs: `(h, w, c)` of each frame in and each result.
+      inputs, outputs: `(h, w, c)` of each frame in and each result; `(n,)` of several maps.
       names: of the operations, in order, for profiles.
     """
 
@@ -446,7 +481,7 @@ class Program:
     mask_size: int
     masks: dict[str, MaskSlot]
     inputs: tuple[tuple[int, int, int], ...]
-    outputs: tuple[tuple[int, int, int], ...]
+    outputs: tuple[tuple[int, ...], ...]
     names: tuple[str, ...]
 
     def init_state(self, batch: int) -> jax.Array:

@@ -32,6 +32,8 @@ def why_not(node: g.Node, avals: Avals) -> str:
     """Why a node can't run in the engine; empty where it can."""
     if isinstance(node, g.OtherNode):
         return f"no rule for {node.eqn.primitive.name}"
+    if isinstance(node, g.FlattenNode):
+        return "" if all(position_shape(avals[r]) for r in node.inputs) else "shape or dtype"
     shapes = [position_shape(avals[r]) for r in (*node.inputs, node.output)]
     if None in shapes or len({avals[r].shape[0] for r in (*node.inputs, node.output)}) != 1:
         return "shape or dtype"
@@ -75,6 +77,8 @@ class Lowering:
       layers: rule of every Skip-Convolution.
       gates: parameters of their gates.
       refs: tensors of the graph that the program holds.
+      flat: what it returns one behind the other.
+      scaled: products that the convolutions reading them make, by what `scaled_inputs` finds.
     """
 
     builder: ProgramBuilder
@@ -82,6 +86,8 @@ class Lowering:
     layers: Mapping[str, Rule]
     gates: Mapping[str, GateParams]
     refs: dict[int, Ref] = dataclasses.field(default_factory=dict)
+    flat: dict[int, list[Ref]] = dataclasses.field(default_factory=dict)
+    scaled: Mapping[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def input(self, ref: int, readers: Sequence[g.Node]) -> None:
         """A tensor that enters the program."""
@@ -91,11 +97,16 @@ class Lowering:
 
     def output(self, ref: int) -> None:
         """A tensor that leaves it."""
-        self.builder.output(self.refs[ref])
+        self.builder.output(*(self.flat.get(ref) or [self.refs[ref]]))
 
     def node(self, node: g.Node) -> None:
         """One node, for which `why_not` is empty."""
-        x = [self.refs[r] for r in node.inputs]
+        if node.output in self.scaled:
+            return
+        x = [self.refs[self.scaled.get(r, (r, r))[0]] for r in node.inputs]
+        if isinstance(node, g.FlattenNode):
+            self.flat[node.output] = x
+            return
         self.refs[node.output] = self._lower(node, x)
 
     def _lower(self, node: g.Node, x: list[Ref]) -> Ref:
@@ -131,14 +142,16 @@ class Lowering:
 
     def _sum(self, node: g.SumNode, x: list[Ref]) -> Ref:
         """At most 8 inputs an operation: longer sums are chained."""
-        refs, factors = list(x), list(node.factors)
+        refs, factors, weights = list(x), list(node.factors), list(node.weights)
         while len(refs) > 8:
-            head = self.builder.add(refs[:8], factors=factors[:8])
+            head = self.builder.add(refs[:8], factors=factors[:8], coefficients=weights[:8])
             refs, factors = [head, *refs[8:]], [1, *factors[8:]]
-        return self.builder.add(refs, factors=factors, act=_act(node.act))
+            weights = [1.0, *weights[8:]] if weights else []
+        return self.builder.add(refs, factors=factors, coefficients=weights, act=_act(node.act))
 
     def _conv(self, node: g.ConvNode, x: list[Ref]) -> Ref:
         conv, rule = node.conv, self.layers.get(node.name)
+        scale = self.scaled.get(node.inputs[0])
         options: dict[str, Any] = {"policy": "accumulate", "gate": "always", "block": 8}
         if rule is not None:
             options = gate_options(node, rule, self.gates[node.name])
@@ -152,9 +165,32 @@ class Lowering:
             dilation=(conv.dilation[0], conv.dilation[1]),
             groups=conv.groups,
             residual=None if node.residual is None else x[1],
+            scale=None if scale is None else self.refs[scale[1]],
             act=_act(node.act),
             **options,
         )
+
+
+def scaled_inputs(graph: g.Graph, nodes: Sequence[g.Node]) -> dict[int, tuple[int, int]]:
+    """Products x * s, s of one position, that one plain 1x1 convolution reads: tensor to (x, s)."""
+    uses, found = graph.uses(), {}
+    products = {n.output: n for n in nodes if isinstance(n, g.BinaryNode) and n.fn == "mul"}
+    for node in nodes:
+        product = products.get(node.inputs[0]) if isinstance(node, g.ConvNode) else None
+        if product is None or uses[product.output] != 1 or not _is_pointwise(node):
+            continue
+        for x, s in (product.inputs, product.inputs[::-1]):
+            if graph.avals[s].shape[1:3] == (1, 1) and len(graph.avals[s].shape) == 4:
+                found[product.output] = x, s
+    return found
+
+
+def _is_pointwise(node: g.Node) -> bool:
+    if not isinstance(node, g.ConvNode):
+        return False
+    conv = node.conv
+    padded = any(p for pair in conv.padding for p in pair)
+    return conv.window == conv.strides == (1, 1) and conv.groups == 1 and not padded
 
 
 def gate_options(node: g.ConvNode, rule: Rule, params: GateParams) -> dict[str, Any]:

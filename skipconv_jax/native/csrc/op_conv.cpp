@@ -1,5 +1,6 @@
 // A skipped convolution: candidates, gates, then the blocks that fire with their epilogue.
 #include "run.h"
+#include "scaled.h"
 #include "winograd.h"
 
 namespace skc {
@@ -10,15 +11,22 @@ constexpr int kTile = 8;  // blocks are computed in tiles of at most kTile rows
 
 struct Source {
   View view;
-  const float* buffer;  // what the convolution reads: change, or values
-  Input input;
+  Input input;  // what the convolution reads: change, or values
 };
 
 Source source_of(const Op& o, const Run& run, int s) {
   View v = run.view(o.src[0], s);
   const Tensor& t = *v.t;
   const float* origin = run.arena(s) + (o.policy == kPrevious ? t.delta : t.cur);
-  return {v, origin, input_of(o, t, origin)};
+  return {v, input_of(o, t, origin)};
+}
+
+// The rectangle of a scaled input, made in `local`.
+Source scaled_source(const Op& o, const Run& run, int s, const Rect& r, bool change, float* local) {
+  const View v = run.view(o.src[0], s);
+  scale_rect(v, run.view(o.src[1], s), r, change, local);
+  const long col = v.t->Cs, row = r.w() * col;
+  return {v, {local - r.y0 * row - r.x0 * col, row, col}};
 }
 
 Rect block_rect(const Op& o, const Tensor& out, int by, int bx) {
@@ -72,6 +80,23 @@ bool reference_fires(const Op& o, const Run& run, const Source& src, const Candi
   return fires;
 }
 
+// Norm gates of a scaled input.
+bool scaled_fires(const Op& o, const Run& run, const View& x, const Candidate& c, const Rect& r) {
+  const Params gate{run.call.gates + o.gp};
+  const View s = run.view(o.src[1], c.s);
+  const int block = c.by * o.nbw + c.bx;
+  float* top = run.arena(c.s) + o.top + (long)block * x.t->Cs;
+  if (o.policy == kPrevious) {
+    if (!input_changed(o, x, r) && gate.score(scaled_bound(s, top)) <= gate.p[0]) return false;
+    return gate.exceeds(scaled_max(x, s, r, gate.enough(), top));
+  }
+  float& acc = run.arena(c.s)[o.acc + block];
+  acc += gate.score(scaled_max(x, s, r, 3.4e38f, top));
+  if (acc <= gate.p[0]) return false;
+  acc = 0.f;
+  return true;
+}
+
 bool change_fires(const Op& o, const Run& run, const Source& src, const Candidate& c, const Rect& r,
                   float* local) {
   const Params gate{run.call.gates + o.gp};
@@ -82,6 +107,7 @@ bool change_fires(const Op& o, const Run& run, const Source& src, const Candidat
   const Tensor& t = *src.view.t;
   if (o.gate == kLinear)
     return !(gate.p[0] + linear_max(o, src.input, r, gate.p + 16, t.Cs) < 0.f);
+  if (is_scaled(o)) return scaled_fires(o, run, src.view, c, r);
   const float* m = src.view.m + (long)(r.y0 * o.sh - o.pt) * t.Wp + r.x0 * o.sw - o.pl;
   const Rect origin{0, r.h(), 0, r.w()};
   if (o.policy == kPrevious)
@@ -99,10 +125,13 @@ void gate_item(void* ctx, int tid, int i) {
   const Candidate& c = run.candidates[i];
   const Tensor& out = run.call.tensors[o.out];
   const Rect r = block_rect(o, out, c.by, c.bx);
-  const Source src = source_of(o, run, c.s);
-  const size_t tile = (size_t)tile_h(o, o.b) * tile_w(o, o.b);
-  const bool linear = o.policy == kReference && o.gate == kLinear;
-  float* local = run.memory[tid].get(2 * tile * (linear ? src.view.t->Cs : 1) + 64);
+  Source src = source_of(o, run, c.s);
+  const size_t tile = (size_t)tile_h(o, o.b) * tile_w(o, o.b), cs = src.view.t->Cs;
+  const bool linear = o.policy == kReference && o.gate == kLinear, made = is_scaled(o);
+  const size_t floats = 2 * tile * (linear ? cs : 1) + 64;
+  float* local = run.memory[tid].get(floats + (made ? tile * cs : 0));
+  if (made && (o.policy == kReference || (o.gate == kLinear && !c.fresh)))
+    src = scaled_source(o, run, c.s, r, o.policy != kReference, local + floats);
   const bool fires = o.policy == kReference ? reference_fires(o, run, src, c, r, local)
                                             : change_fires(o, run, src, c, r, local);
   const int block = c.by * o.nbw + c.bx;
@@ -126,20 +155,30 @@ void block_item(void* ctx, int tid, int i) {
   const int cs = out.t->Cs;
   if (item.action == kResidual) return epilogue(e, item.r, nullptr, 0, 0, cs, true);
 
-  const Source src = source_of(o, run, item.s);
+  Source src = source_of(o, run, item.s);
   const int ci = src.view.t->C, ics = src.view.t->Cs, pixels = item.r.h() * item.r.w();
   const int c0 = item.p0 * kPanel, c1 = item.p1 * kPanel < cs ? item.p1 * kPanel : cs;
   const long stride = c1 - c0;
   const long temp = (long)pixels * stride + 2 * kPanel;
-  const long extra = o.algo == kWinograd ? winograd_scratch(item.r.h(), item.r.w(), ics) : 0;
+  const long extra = o.algo == kWinograd ? winograd_scratch(item.r.h(), item.r.w(), ics)
+                     : is_scaled(o)      ? (long)pixels * ics
+                                         : 0;
   float* tmp = run.memory[tid].get(temp + 64 + extra);
+  if (is_scaled(o))
+    src = scaled_source(o, run, item.s, item.r, o.policy == kPrevious, tmp + (temp + 15) / 16 * 16);
   const float* w = run.call.weights + o.w;
   if (o.algo == kWinograd)
     conv_winograd(o, src.input, item.r, w, ci, ics, cs, item.p0, item.p1, tmp, stride,
                   tmp + (temp + 15) / 16 * 16);
-  else if (o.algo == kDepthwise)
-    conv_depthwise(o, src.input, item.r, w, cs, tmp, stride);
-  else if (o.algo == kGrouped) {
+  else if (o.algo == kDepthwise) {
+    // Row by row, so that what the epilogue reads is still in the nearest cache.
+    for (Rect row = item.r; row.y0 < item.r.y1; row.y0++) {
+      row.y1 = row.y0 + 1;
+      conv_depthwise(o, src.input, row, w, cs, tmp, stride);
+      epilogue(e, row, tmp, stride, c0, c1, true);
+    }
+    return;
+  } else if (o.algo == kGrouped) {
     std::memset(tmp, 0, temp * sizeof(float));  // padding channels no group writes
     conv_grouped(o, src.input, item.r, w, ci, out.t->C, tmp, stride);
   } else {
@@ -170,9 +209,10 @@ void find_candidates(Run& run, const Op& o, int s) {
     mask[i] = sig && o.gate == kLinear && !fresh && sig[1 + i] == 0.f ? 0.f : idle;
   }
   // A lower threshold wakes blocks whose input did not change but whose reference is old.
-  const bool all = fresh || (sig && sig[0] != gp[0]);
+  bool all = fresh || (sig && sig[0] != gp[0]);
   if (sig) sig[0] = gp[0];
   const View in = run.view(o.src[0], s);
+  all = all || (is_scaled(o) && run.view(o.src[1], s).changed());
   if (!all && !in.changed()) return;
   const Tensor& out = run.call.tensors[o.out];
   for (int by = 0; by < o.nbh; by++)
@@ -233,7 +273,7 @@ bool split_channels(Run& run, const Op& o) {
   if (T == 1 || panels == 1 || o.algo > kWinograd) return false;
   int n = 0;
   for (const Item& item : run.items) n += item.action == kFire;
-  const bool all = n > 0 && (n < T || o.count > 400000);  // bytes of weights
+  const bool all = n > 0 && (n < T || o.count > (o.kh * o.kw == 1 ? 2000000 : 400000));  // bytes of weights
   if (!all && n % T == 0) return false;
   int parts = o.algo == kWinograd || n >= T ? T : 2 * T;
   if (parts > panels) parts = panels;
@@ -285,7 +325,8 @@ void run_conv(Run& run, const Op& o) {
   const double area = (double)o.b * o.b;
   const int n = (int)run.candidates.size();
   const int ci = run.call.tensors[o.src[0]].C;
-  const double weight = o.policy == kReference || o.gate == kLinear ? ci / 8. + 9. : 2.;
+  const bool whole = o.policy == kReference || o.gate == kLinear || is_scaled(o);
+  const double weight = whole ? ci / 8. + 9. : 2.;
   run.dispatch(gate_item, n, n * area * weight * 1e-3);
 
   bool any = n > 0;

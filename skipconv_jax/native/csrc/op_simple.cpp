@@ -113,26 +113,67 @@ void concat_rect(Run& run, const Op& o, View& out, const Item& item, float* line
     }
 }
 
-// Compares the frame with the last one; only runs of pixels that differ are touched.
-void input_rect(Run& run, const Op& o, View& out, const Item& item) {
+// Sums over channels of |delta| for the n pixels of one row, without padding channels.
+template <int C>
+SKC_INLINE void row_change(const float* delta, int n, float* m) {
+  for (int x = 0; x < n; x++) {
+    float sum = 0.f;
+    for (int c = 0; c < C; c++) sum += std::fabs(delta[x * C + c]);
+    m[x] = sum;
+  }
+}
+
+// One row of a frame that is stored as it comes: values, change, sums; `line` holds 2 rows.
+void input_row(View& out, const float* row, int y, const Rect& r, bool fresh, float* line) {
+  const Tensor& t = *out.t;
+  const int n = r.w() * t.C;
+  float* cur = out.cur + out.at(y, r.x0);
+  float* delta = out.delta ? out.delta + out.at(y, r.x0) : line;
+  if (!fresh && !std::memcmp(row, cur, sizeof(float) * n)) {
+    if (out.delta) std::memset(delta, 0, sizeof(float) * n);
+    if (out.m) std::memset(out.m + (long)y * t.Wp + r.x0, 0, sizeof(float) * r.w());
+    return;
+  }
+  for (int i = 0; i < n; i++) {
+    delta[i] = row[i] - (fresh ? 0.f : cur[i]);
+    cur[i] = row[i];
+  }
+  float* m = out.m ? out.m + (long)y * t.Wp + r.x0 : line + n;
+  switch (t.C) {
+    case 1: row_change<1>(delta, r.w(), m); break;
+    case 3: row_change<3>(delta, r.w(), m); break;
+    case 4: row_change<4>(delta, r.w(), m); break;
+    default:
+      for (int x = 0; x < r.w(); x++) m[x] = abs_sum(delta + (long)x * t.C, t.C);
+  }
+  for (int x = 0; x < r.w(); x += kCell) {
+    float sum = 0.f;
+    for (int i = x; i < x + kCell && i < r.w(); i++) sum += m[i];
+    if (!(sum == 0.f)) out.touch(y, r.x0 + x);
+  }
+}
+
+// Compares the frame with the last one; only what differs counts as changed.
+void input_rect(Run& run, const Op& o, View& out, const Item& item, float* line) {
   const Tensor& t = *out.t;
   const bool fresh = run.fresh(item.s);
   const float* frame = run.call.in[o.io] + (long)item.s * t.H * t.W * t.C;
   const Rect& r = item.r;
   for (int y = r.y0; y < r.y1; y++) {
     const float* row = frame + ((long)y * t.W + r.x0) * t.C;
-    bool same = !fresh && t.C == t.Cs &&
-                !std::memcmp(row, out.cur + out.at(y, r.x0), sizeof(float) * t.C * r.w());
+    if (t.C == t.Cs) {
+      input_row(out, row, y, r, fresh, line);
+      continue;
+    }
     for (int x = r.x0; x < r.x1; x++, row += t.C) {
       float *cur = out.cur + out.at(y, x), *delta = out.delta ? out.delta + out.at(y, x) : nullptr;
       float change = 0.f;
-      for (int c = 0; c < t.C && !same; c++) {
+      for (int c = 0; c < t.C; c++) {
         const float d = row[c] - (fresh ? 0.f : cur[c]);
         cur[c] = row[c];
         if (delta) delta[c] = d;
         change += std::fabs(d);
       }
-      if (same && delta) std::memset(delta, 0, sizeof(float) * t.C);
       if (out.m) out.m[(long)y * t.Wp + x] = change;
       if (!(change == 0.f)) out.touch(y, x);
     }
@@ -161,7 +202,9 @@ void region_item(void* ctx, int tid, int i) {
   const Item& item = run.items[i];
   View out = run.view(o.out, item.s);
   if (o.kind == kInput) {
-    if (run.fresh(item.s) || input_differs(run, o, out, item)) return input_rect(run, o, out, item);
+    float* line = run.memory[tid].get((size_t)item.r.w() * (out.t->C + 1) + 64);
+    if (run.fresh(item.s) || input_differs(run, o, out, item))
+      return input_rect(run, o, out, item, line);
     if (out.stale_in(item.r)) out.clean(item.r);
     return;
   }
@@ -248,29 +291,39 @@ void run_mean(Run& run, const Op& o) {
   }
 }
 
-void copy_out(Run& run, const Op& o) {
-  for (int s = 0; s < run.call.B; s++) {
-    const View v = run.view(o.src[0], s);
-    const Tensor& t = *v.t;
-    const long size = (long)t.H * t.W * t.C;
-    float* to = run.call.out[o.io] + s * size;
-    const float* end = to + size;
-    for (int y = 0; y < t.H; y++) {
-      const float* from = pixel(v, y, 0);
-      if (t.C == t.Cs) {
-        std::memcpy(to, from, sizeof(float) * t.W * t.C);
-        to += t.W * t.C;
-        continue;
-      }
-      // Whole vectors; what spills over is overwritten by the next pixel.
-      for (int x = 0; x < t.W; x++, to += t.C, from += t.Cs) {
-        if (end - to < t.Cs)
-          std::memcpy(to, from, sizeof(float) * t.C);
-        else
-          for (int c = 0; c < t.C; c += VW) store(to + c, load(from + c));
-      }
+// Rows of a map to their place in an external buffer, without padding channels.
+void copy_item(void* ctx, int, int i) {
+  Run& run = *static_cast<Run*>(ctx);
+  const Op& o = *run.op;
+  const Item& item = run.items[i];
+  const View v = run.view(o.src[0], item.s);
+  const Tensor& t = *v.t;
+  const Rect& r = item.r;
+  float* to = run.call.out[o.io] + (long)item.s * o.count + o.mode + (long)r.y0 * t.W * t.C;
+  const float* end = to + (long)r.h() * t.W * t.C;
+  for (int y = r.y0; y < r.y1; y++) {
+    const float* from = pixel(v, y, 0);
+    if (t.C == t.Cs) {
+      std::memcpy(to, from, sizeof(float) * t.W * t.C);
+      to += t.W * t.C;
+      continue;
+    }
+    // Whole vectors; what spills over is overwritten by the next pixel.
+    for (int x = 0; x < t.W; x++, to += t.C, from += t.Cs) {
+      if (end - to < t.Cs)
+        std::memcpy(to, from, sizeof(float) * t.C);
+      else
+        for (int c = 0; c < t.C; c += VW) store(to + c, load(from + c));
     }
   }
+}
+
+void copy_out(Run& run, const Op& o) {
+  const Tensor& t = run.call.tensors[o.src[0]];
+  for (int s = 0; s < run.call.B; s++)
+    for (int y = 0; y < t.H; y += kRegion)
+      run.items.push_back({{y, y + kRegion < t.H ? y + kRegion : t.H, 0, t.W}, s, 0, 0, kFire});
+  run.dispatch(copy_item, (int)run.items.size(), (double)run.call.B * t.H * t.W * t.C * 1e-4);
 }
 
 }  // namespace

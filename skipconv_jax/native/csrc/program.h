@@ -45,7 +45,8 @@ struct Op {
   int32_t ref, acc;            // reference tiles, accumulated norms
   int32_t sig;                 // last threshold seen, last mask
   int32_t io, mode, count;     // external buffer; pool kind; channels per source, ...
-  int32_t reserved[8];
+  int32_t top;                 // largest |x| per block and channel of a scaled input
+  int32_t reserved[7];
 };
 
 struct Header {

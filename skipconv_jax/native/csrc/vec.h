@@ -22,9 +22,18 @@ SKC_INLINE vf load(const float* p) { return *reinterpret_cast<const vfu*>(p); }
 SKC_INLINE void store(float* p, vf v) { *reinterpret_cast<vfu*>(p) = v; }
 SKC_INLINE vf splat(float s) { return s - vf{}; }
 SKC_INLINE vf vabs(vf v) { return (vf)((vi)v & 0x7fffffff); }
-// NaN stays NaN in both, as in jnp.maximum and jnp.minimum.
+// NaN stays NaN in both, as in jnp.maximum and jnp.minimum: of two operands one of which is NaN the
+// instructions return the second.
+#if defined(__AVX512F__)
+SKC_INLINE vf vmax(vf v, vf lo) { return (vf)_mm512_max_ps((__m512)lo, (__m512)v); }
+SKC_INLINE vf vmin(vf v, vf hi) { return (vf)_mm512_min_ps((__m512)hi, (__m512)v); }
+#elif defined(__AVX2__)
+SKC_INLINE vf vmax(vf v, vf lo) { return (vf)_mm256_max_ps((__m256)lo, (__m256)v); }
+SKC_INLINE vf vmin(vf v, vf hi) { return (vf)_mm256_min_ps((__m256)hi, (__m256)v); }
+#else
 SKC_INLINE vf vmax(vf v, vf lo) { return v < lo ? lo : v; }
 SKC_INLINE vf vmin(vf v, vf hi) { return v > hi ? hi : v; }
+#endif
 
 SKC_INLINE float hsum(vf v) {
 #if defined(__AVX512F__)
@@ -40,11 +49,11 @@ SKC_INLINE float hsum(vf v) {
 #endif
 }
 
-// exp by range reduction and a degree 6 polynomial; relative error about 1e-7 (Cephes).
+// exp by range reduction and a degree 6 polynomial; relative error about 1e-7 (Cephes). |x| <= 87.
 SKC_INLINE vf vexp(vf x) {
-  x = vmin(vmax(x, splat(-87.3f)), splat(88.7f));
-  vf t = x * 1.44269504f + 12582912.f;  // rounds to an integer in the low mantissa bits
-  vf n = t - 12582912.f;
+  x = vmin(vmax(x, splat(-87.f)), splat(87.f));
+  const vf t = x * 1.44269504f + 12582912.f;  // rounds to an integer in the low mantissa bits
+  const vf n = t - 12582912.f;
   vf r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
   vf p = splat(1.9875691500e-4f);
@@ -54,14 +63,14 @@ SKC_INLINE vf vexp(vf x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  // 2^128 has no float: the power is applied in two halves.
-  vi e = (vi)t - 0x4b400000, half = e >> 1;
-  vf a = (vf)((half + 127) << 23);
-  vf b = (vf)((e - half + 127) << 23);
-  return p * a * b;
+  // Times 2^n: n is added to the exponent of p, which lies in [.7, 1.5].
+  const vi scaled = (vi)p + ((vi)t << 23);
+  return x == x ? (vf)scaled : x;
 }
 
+// With x held to [-87, 87] the quotient is below 1.7e-38 (or that far from x) where it is cut off.
 SKC_INLINE vf vsigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
+SKC_INLINE vf vswish(vf x) { return x / (1.0f + vexp(-x)); }
 
 template <class F>
 SKC_INLINE vf lanes(vf v, F f) {
@@ -73,7 +82,7 @@ SKC_INLINE vf activate(vf v, int act) {
   switch (act) {
     case kRelu: return vmax(v, vf{});
     case kRelu6: return vmin(vmax(v, vf{}), splat(6.f));
-    case kSwish: return v * vsigmoid(v);
+    case kSwish: return vswish(v);
     case kSigmoid: return vsigmoid(v);
     case kHardSwish: return v * vmin(vmax(v + 3.f, vf{}), splat(6.f)) / 6.f;
     case kTanh: return lanes(v, [](float x) { return std::tanh(x); });

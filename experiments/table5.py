@@ -49,6 +49,7 @@ def _config(where: Setting, spec: str) -> ConfigDict:
         config.dense.update({"steps": 2, "batch": 2, "clip_length": 2})
         config.gated.update({"steps": 2, "batch": 2, "clip_length": 2})
         config.eval.segments = (4, 2)
+    configs.check_unchanged(config, where.workdir / "config-table5.json", ignore=("seed",))
     return config
 
 

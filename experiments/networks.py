@@ -285,8 +285,12 @@ def measure(
     """
     experiment, streams = setting.experiment, setting.config.eval.batch
     reset = setting.config.eval.reset_every if reset_every is None else reset_every
-    table = net.table(params["model"], experiment.frame(streams))
-    streamer = make_streamer(net, table, lambda outputs: experiment.task.predict(outputs)[0])
+    if net not in setting.streamers:
+        # Equal networks differ in weights alone: betas, seeds, resets share one compilation.
+        table = net.table(params["model"], experiment.frame(streams))
+        streamer = make_streamer(net, table, lambda outputs: experiment.task.predict(outputs)[0])
+        setting.streamers[net] = (table, streamer)
+    table, streamer = setting.streamers[net]
     pck, strict, frames, spent = Pck(), Pck(STRICT), 0, 0.0
     stages = dict.fromkeys(table.stages(), 0.0)
     for batch in _batches(setting, reset):

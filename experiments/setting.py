@@ -14,11 +14,14 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
+from skipconv_jax import SkipNet
 from skipconv_jax import config as configs
 from skipconv_jax.data import synthetic_pose
 from skipconv_jax.data.clips import PoseClip
 from skipconv_jax.experiment import Experiment, build
+from skipconv_jax.macs import Table
 from skipconv_jax.models.layers import BasicBlock, ConvBN, Normal, conv
+from skipconv_jax.streaming import Streamer
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]
@@ -94,6 +97,11 @@ class Setting:
         clips = self.experiment.clips("test")
         count = self.config.eval.max_clips or len(clips)
         return clips[:: max(len(clips) // count, 1)][:count]
+
+    @functools.cached_property
+    def streamers(self) -> dict[SkipNet, tuple[Table, Streamer]]:
+        """Compiled evaluations, for all weights of a network."""
+        return {}
 
     def row(self, key: str, compute: Callable[[], Row]) -> Row:
         """A finished row from the store, or a new one, computed and stored."""

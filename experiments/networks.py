@@ -199,10 +199,11 @@ def svd_network(setting: Setting, method: str, target: float) -> tuple[Callable[
 
 
 def finetuning(setting: Setting) -> Any:
-    """The dense recipe, shortened to the gated phase's steps and rate: every row gets as much."""
+    """The dense recipe with the gated phase's steps, rate and frames: every row gets as much."""
     recipe = setting.config.dense.copy_and_resolve_references()
     gated = setting.config.gated
-    recipe.update({"steps": gated.steps, "lr": gated.lr, "warmup": 0})
+    batch = gated.batch * gated.clip_length // recipe.clip_length
+    recipe.update({"steps": gated.steps, "batch": batch, "lr": gated.lr, "warmup": 0})
     recipe.gate_lr_scale = gated.gate_lr_scale
     return recipe
 

@@ -1,5 +1,6 @@
 """Training and measuring the networks that the tables compare."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,37 +220,54 @@ def svd(setting: Setting, method: str, target: float) -> Row:
     return setting.row(f"svd-{method}-{target:g}", compute)
 
 
-def svd_skipped(setting: Setting, target: float, beta: float) -> Row:
-    """The row of a network compressed by spatial SVD, then gated."""
-    key = f"svd{target:g}-skip"
+def svd_skipped(setting: Setting, target: float, beta: float, method: str = "spatial") -> Row:
+    """The row of a network compressed by SVD, then gated."""
+    key = f"svd{target:g}-skip" if method == "spatial" else f"svd-{method}{target:g}-skip"
+    network = functools.partial(svd_network, setting, method, target)
+    return _compressed_skipped(setting, key, beta, network) | {"target": target}
 
+
+def l0_skipped(setting: Setting, weight: float, beta: float) -> Row:
+    """The row of a network pruned by L0, then gated."""
+    network = functools.partial(l0_network, setting, weight)
+    return _compressed_skipped(setting, f"l0{weight:g}-skip", beta, network) | {"weight": weight}
+
+
+def _compressed_skipped(
+    setting: Setting, key: str, beta: float, network: Callable[[], tuple[Callable[[Fn], Fn], Tree]]
+) -> Row:
     def compute() -> Row:
-        wrap, variables = svd_network(setting, "spatial", target)
+        wrap, variables = network()
         net, params = gated_network(setting, beta=beta, wrap=wrap, base=variables, key=key)
-        return measure(setting, net, params) | {"target": target, "beta": beta}
+        return measure(setting, net, params) | {"beta": beta}
 
     return setting.row(f"{key}-beta{beta:g}", compute)
 
 
+def l0_network(setting: Setting, weight: float) -> tuple[Callable[[Fn], Fn], Tree]:
+    """An L0-pruned network: trained gates, channels removed, batch norm estimated anew."""
+    experiment, variables = setting.experiment, dense_network(setting)
+    frame = experiment.frame()
+    groups = compress.find_groups(experiment.predict, variables, frame)
+    kernels, total = compress.find_kernels(experiment.predict, variables, frame)
+    forward = experiment.forward("train")
+    loss = compress.l0_loss(forward, experiment.task, groups, kernels, total, weight)
+    gates = compress.init_gates(groups)
+    recipe = finetuning(setting)
+    recipe.gate_lr_scale = L0_RATE
+    weights = train(setting, f"l0-{weight:g}", recipe, loss, variables, gates)
+    cut, smaller = compress.prune(groups, weights["gates"], weights["model"])
+    frames = jnp.asarray(_test_images(setting, compress.batch_norm.IMAGES))
+    return cut.wrap, compress.reestimate(cut.wrap(forward), smaller, frames)
+
+
 def l0(setting: Setting, weight: float) -> Row:
-    """The row of L0 pruning: trained gates, channels removed, batch norm estimated anew."""
+    """The row of an L0-pruned network."""
 
     def compute() -> Row:
-        experiment, variables = setting.experiment, dense_network(setting)
-        frame = experiment.frame()
-        groups = compress.find_groups(experiment.predict, variables, frame)
-        kernels, total = compress.find_kernels(experiment.predict, variables, frame)
-        forward = experiment.forward("train")
-        loss = compress.l0_loss(forward, experiment.task, groups, kernels, total, weight)
-        gates = compress.init_gates(groups)
-        recipe = finetuning(setting)
-        recipe.gate_lr_scale = L0_RATE
-        weights = train(setting, f"l0-{weight:g}", recipe, loss, variables, gates)
-        cut, smaller = compress.prune(groups, weights["gates"], weights["model"])
-        frames = jnp.asarray(_test_images(setting, compress.batch_norm.IMAGES))
-        smaller = compress.reestimate(cut.wrap(forward), smaller, frames)
-        net = skip(cut.wrap(experiment.predict), [("*", None)])
-        return measure(setting, net, {"model": smaller, "gates": {}}) | {"weight": weight}
+        wrap, variables = l0_network(setting, weight)
+        net = skip(wrap(setting.experiment.predict), [("*", None)])
+        return measure(setting, net, {"model": variables, "gates": {}}) | {"weight": weight}
 
     return setting.row(f"l0-{weight:g}", compute)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib
 
-from experiments.setting import Row, Setting, commit
+from experiments.setting import SEEDS, Row, Setting, commit
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -56,6 +56,8 @@ class Report:
         """Writes `<out>/<name>.md` and `.json`, and prints the table."""
         setting.out.mkdir(parents=True, exist_ok=True)
         command = f"python -m experiments.{self.name}" + (" --quick" if setting.quick else "")
+        if not setting.quick and setting.seeds != SEEDS:
+            command += " --seeds " + " ".join(map(str, setting.seeds))
         table = markdown(self.header, self.lines)
         text = [f"# {self.title}", ""]
         if setting.quick:

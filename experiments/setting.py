@@ -25,6 +25,7 @@ from skipconv_jax.streaming import Streamer
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]
+SEEDS = (0, 1, 2)
 
 
 class TinyPose(nn.Module):
@@ -55,7 +56,7 @@ class Setting:
     workdir: Path
     out: Path
     quick: bool = False
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = SEEDS
 
     @functools.cached_property
     def config(self) -> ConfigDict:
@@ -126,7 +127,7 @@ def parser(doc: str, name: str) -> argparse.ArgumentParser:
         "--out", type=Path, help="default docs/results, or <workdir>/results if quick"
     )
     made.add_argument("--quick", action="store_true", help="toy network; its figures mean nothing")
-    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     return made
 
 

@@ -53,6 +53,20 @@ def test_table1_has_every_method_at_its_own_cost(folder):
     assert by_name["Skip-Conv"]["gate_gmac"] > 0
 
 
+def test_combined_shows_table1_s_row(folder, capsys):
+    run("table1", folder)
+    rows = json.loads((folder / "results" / "table1.json").read_text())["rows"]
+    gmac = {row["method"]: f"{row['gmac']:.4f}" for row in rows}
+    capsys.readouterr()
+    module = importlib.import_module("experiments.combined")
+    options = ["--quick", "--workdir", str(folder), "--target", "0.6"]
+    assert module.main(options) == 0
+    shown = [line.split("|")[2].strip() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert shown == [gmac[name] for name in ("HRNet, dense", "S-SVD", "S-SVD + Skip-Conv")]
+    assert module.main([*options[:-1], "2"]) == 1
+    assert capsys.readouterr().err.startswith("error: `target` (=2.0) must lie between 0 and 1")
+
+
 def test_a_second_run_trains_nothing(folder, monkeypatch):
     run("table1", folder)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from experiments import networks
 from experiments.report import markdown
-from experiments.setting import Row, Setting, parser, setting
+from experiments.setting import Row, Setting, guarded, parser, setting
 from experiments.table3 import BETA
 
 METHODS = ("spatial", "weight", "l0")
@@ -29,18 +29,8 @@ def measure(where: Setting, method: str, target: float, beta: float) -> dict[str
     return {"dense": networks.dense(where), method: alone, f"{method} + Skip-Conv": both}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the experiment; returns the exit code."""
-    made = parser(__doc__ or "", "combined")
-    made.add_argument("--method", choices=METHODS, default="spatial")
-    made.add_argument("--target", type=float, default=0.5)
-    made.add_argument("--beta", type=float, default=BETA)
-    options = made.parse_args(arguments)
-    try:
-        rows = measure(setting(options), options.method, options.target, options.beta)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def show(rows: dict[str, Row]) -> None:
+    """Prints the rows."""
     first = rows["dense"]["gmac"]
     lines = [
         (
@@ -53,7 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, row in rows.items()
     ]
     print(markdown(("network", "GMAC", "gates", "reduction", "PCK@.2"), lines))
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the experiment; returns the exit code."""
+    made = parser(__doc__ or "", "combined")
+    made.add_argument("--method", choices=METHODS, default="spatial")
+    made.add_argument("--target", type=float, default=0.5)
+    made.add_argument("--beta", type=float, default=BETA)
+    options = made.parse_args(arguments)
+
+    def run(where: Setting) -> None:
+        show(measure(where, options.method, options.target, options.beta))
+
+    return guarded(run, setting(options))
 
 
 if __name__ == "__main__":

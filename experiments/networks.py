@@ -1,7 +1,8 @@
 """Training and measuring the networks that the tables compare."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from skipconv_jax.tasks.pose import GROUPS, Pck
 from skipconv_jax.training.checkpoints import Checkpoints
 from skipconv_jax.training.loop import Options, Phase, run
 from skipconv_jax.training.optimizer import optimizer
-from skipconv_jax.training.step import create_state, dense_loss, gated_loss
+from skipconv_jax.training.step import LossFn, create_state, dense_loss, gated_loss
 
 Tree = Any
 Fn = Callable[..., Any]
@@ -38,8 +39,12 @@ def train(
     gates: Tree,
     seed: int = 0,
     steps: int | None = None,
+    beta: float | None = None,
 ) -> dict[str, Tree]:
-    """Trains one network into `<workdir>/<key>`, or takes it from there; returns its weights."""
+    """Trains one network into `<workdir>/<key>`, or takes it from there; returns its weights.
+
+    `beta` travels in the batch, so that the program of a step does not depend on it.
+    """
     steps = recipe.steps if steps is None else steps
     if steps == 0:
         return {"model": variables, "gates": gates}
@@ -54,7 +59,7 @@ def train(
     clips = [clip for clip in setting.train_clips if clip.length >= recipe.clip_length]
 
     def batches() -> Any:
-        return make_train_iterator(
+        made = make_train_iterator(
             clips,
             batch=recipe.batch,
             length=recipe.clip_length,
@@ -65,11 +70,44 @@ def train(
             normalized=False,
             cache=True,
         )
+        return made if beta is None else _WithBeta(made, beta)
 
     phase = Phase(key, steps, loss_fn, opt, lambda: create_state(variables, gates, opt), batches)
     options = Options(log_every=50, checkpoint_every=100, resume=True)
     state = run(phase, setting.workdir, seed, options)
     return {"model": state.variables, "gates": state.weights["gates"]}
+
+
+@dataclasses.dataclass
+class _WithBeta:
+    """Batches that carry beta, (B, T)."""
+
+    batches: Any
+    beta: float
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = next(self.batches)
+        return {**batch, "beta": np.full(batch["frames"].shape[:2], self.beta, np.float32)}
+
+    def get_state(self) -> Tree:
+        return self.batches.get_state()
+
+    def set_state(self, state: Tree) -> None:
+        self.batches.set_state(state)
+
+
+def _gated_loss(net: SkipNet, table: macs.Table, task: Any) -> LossFn:
+    """`gated_loss` with the beta of the batch: one compilation for all betas and seeds."""
+
+    def loss_fn(weights: dict[str, Tree], stats: Tree, batch: Any, rng: jax.Array) -> Any:
+        rest = dict(batch)
+        beta: Any = rest.pop("beta")[0, 0]
+        return gated_loss(net, table, task, beta)(weights, stats, rest, rng)
+
+    return loss_fn
 
 
 def dense_network(setting: Setting) -> Tree:
@@ -128,8 +166,8 @@ def gated_network(
     frame = experiment.frame()
     params, _ = net.init(base, frame, key=jax.random.key(seed))
     name = f"{key}-b{block}-beta{beta:g}-T{recipe.clip_length}-seed{seed}"
-    loss = gated_loss(net, net.table(base, frame), experiment.task, beta)
-    return served, train(setting, name, recipe, loss, base, params["gates"], seed)
+    loss = _gated_loss(net, net.table(base, frame), experiment.task)
+    return served, train(setting, name, recipe, loss, base, params["gates"], seed, beta=beta)
 
 
 def skipped(setting: Setting, beta: float, reset_every: int | None = None, **options: Any) -> Row:

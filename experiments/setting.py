@@ -1,17 +1,19 @@
 """What all experiments share: options, data, the network, and the store of finished rows."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from skipconv_jax import SkipNet
@@ -143,13 +145,32 @@ def setting(options: argparse.Namespace) -> Setting:
 def command(
     doc: str, name: str, run: Callable[[Setting], None], arguments: Sequence[str] | None
 ) -> int:
-    """Parses, runs, and turns bad input into one line on stderr and exit code 1."""
+    """Parses and runs an experiment that has no options of its own; returns the exit code."""
+    return guarded(run, setting(parser(doc, name).parse_args(arguments)))
+
+
+def guarded(run: Callable[[Setting], None], where: Setting) -> int:
+    """Runs; bad input becomes one line on stderr and exit code 1."""
     try:
-        run(setting(parser(doc, name).parse_args(arguments)))
+        with _kept_programs(where.workdir / "programs"):
+            run(where)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _kept_programs(folder: Path) -> Iterator[None]:
+    """XLA keeps what it compiles in `folder`: half of a short training is its compilation."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", before or str(folder))
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
 
 
 def commit() -> str:

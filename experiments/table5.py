@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.report import Claim, Report, curves
-from experiments.setting import ROOT, Row, Setting, parser, setting
+from experiments.setting import ROOT, Row, Setting, guarded, parser, setting
 from skipconv_jax import actions
 from skipconv_jax import config as configs
 from skipconv_jax.data import synthetic_pose
@@ -138,12 +138,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the experiment; returns the exit code."""
     options: argparse.Namespace = _parser().parse_args(arguments)
-    try:
-        report(setting(options), options.config)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return guarded(lambda where: report(where, options.config), setting(options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -350,8 +350,9 @@ def measure(
     table, streamer = setting.streamers[net]
     pck, strict, frames, spent = Pck(), Pck(STRICT), 0, 0.0
     stages = dict.fromkeys(table.stages(), 0.0)
+    _, blank = net.init(params["model"], experiment.frame(streams), key=jax.random.key(0))
     for batch in _batches(setting, reset):
-        _, state = net.init(params["model"], experiment.frame(streams), key=jax.random.key(0))
+        state = jax.tree.map(jnp.copy, blank)  # the streamer donates it
         _, reading = streamer(params, state, np.swapaxes(batch["frames"], 0, 1))
         joints = np.swapaxes(np.asarray(reading.outputs), 0, 1)
         valid = batch["valid"]
@@ -381,7 +382,8 @@ def mean_row(rows: Sequence[Row]) -> Row:
     for name in ("pck", "strict", "gmac"):
         values = [row[name] for row in rows]
         first[name] = float(np.mean(values))
-        first[f"{name}_spread"] = float(np.ptp(values))
+        if len(values) > 1:
+            first[f"{name}_spread"] = float(np.ptp(values))
     first["groups"] = {g: float(np.mean([r["groups"][g] for r in rows])) for g in first["groups"]}
     first["firing"] = {s: float(np.mean([r["firing"][s] for r in rows])) for s in first["firing"]}
     return first | {"seeds": [row["seed"] for row in rows]}

@@ -100,7 +100,8 @@ def report(where: Setting, spec: str) -> None:
     lines = [
         (
             row["label"],
-            f"{100 * row['top1']:.2f} ± {50 * row['spread']:.2f}",
+            f"{100 * row['top1']:.2f}"
+            + (f" ± {50 * row['spread']:.2f}" if len(where.seeds) > 1 else ""),
             f"{row['gmac']:.4f}",
             f"{row['gate_gmac']:.4f}",
             f"{row['dense_gmac'] / row['gmac']:.2f}x",
@@ -112,7 +113,11 @@ def report(where: Setting, spec: str) -> None:
     curves({row["label"]: [row] for row in shown[1:]}, where.out / "table5.png", shown[0],
            y="top1", labels=("GMAC / video", "top-1, %"))  # fmt: skip
     header = ("network", "top-1", "GMAC / video", "gates", "reduction")
-    notes = (f"{rows[0]['videos']} test videos; ± is half the spread of the seeds.",)
+    notes = (
+        f"{rows[0]['videos']} test videos, so that one video is "
+        f"{100 / rows[0]['videos']:.1f} points; ± is half the spread of the seeds, where there are "
+        "several.",
+    )
     Report("table5", "Table 5: video classification", header, list(lines), PAPER,
            claims(rows), rows, notes).write(where)  # fmt: skip
 

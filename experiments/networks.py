@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def train(
     checkpoints.close()
     if done:
         return weights
+    setting.check_computes(key)
     experiment, data = setting.experiment, setting.config.data
     opt = optimizer(recipe, steps)
     clips = [clip for clip in setting.train_clips if clip.length >= recipe.clip_length]
@@ -376,8 +377,15 @@ def measure(
     }
 
 
-def mean_row(rows: Sequence[Row]) -> Row:
-    """Mean of several seeds, with the spread (largest minus smallest) of PCK and cost."""
+def seeds_row(setting: Setting, compute: Callable[[int], Row]) -> Row:
+    """Mean over the setting's seeds, with the spread (largest minus smallest) of PCK and cost.
+
+    Raises:
+      Missing: no seed at all is stored where `stored` is set.
+    """
+    rows = setting.each(functools.partial(compute, seed) for seed in setting.seeds)
+    if not rows:
+        return compute(setting.seeds[0])
     first = dict(rows[0])
     for name in ("pck", "strict", "gmac"):
         values = [row[name] for row in rows]

@@ -62,7 +62,11 @@ class Report:
         text = [f"# {self.title}", ""]
         if setting.quick:
             text += ["A toy network trained for a few steps: these figures mean nothing.", ""]
-        text += ["## Here", "", table, "", "## The paper", ""]
+        text += ["## Here", "", table, ""]
+        if setting.missing:
+            names = ", ".join(f"`{key}`" for key in dict.fromkeys(setting.missing))
+            text += [f"NOT COMPUTED YET: {names}. The command below computes them.", ""]
+        text += ["## The paper", ""]
         text += [markdown(self.paper[0], self.paper[1:]), ""]
         text += ["## Reading", ""]
         for claim in self.claims:
@@ -79,6 +83,7 @@ class Report:
             "command": command,
             "commit": commit(),
             "seeds": setting.seeds,
+            "missing": setting.missing,
             "rows": self.rows,
             "paper": [list(row) for row in self.paper],
             # A comparison of NumPy figures is a NumPy bool, which JSON does not know.

@@ -7,9 +7,9 @@ import functools
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -27,6 +27,7 @@ from skipconv_jax.streaming import Streamer
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]
+T = TypeVar("T")
 SEEDS = (0, 1, 2)
 
 
@@ -44,6 +45,14 @@ class TinyPose(nn.Module):
         return head(x)
 
 
+class Missing(ValueError):
+    """A row or network, `key`, that `--stored` was to read and nobody computed."""
+
+    def __init__(self, key: str, workdir: Path) -> None:
+        super().__init__(f"`workdir` (={workdir}) must hold {key!r}; run without --stored.")
+        self.key = key
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """Options of a run.
@@ -53,12 +62,14 @@ class Setting:
       out: of tables, JSON and plots.
       quick: toy network, few steps.
       seeds: of the runs where noise matters.
+      stored: compute nothing, report what finished rows there are and name the others.
     """
 
     workdir: Path
     out: Path
     quick: bool = False
     seeds: tuple[int, ...] = SEEDS
+    stored: bool = False
 
     @functools.cached_property
     def config(self) -> ConfigDict:
@@ -112,6 +123,7 @@ class Setting:
         if path.is_file():
             stored: Row = json.loads(path.read_text(encoding="utf-8"))
             return stored
+        self.check_computes(key)
         print(f"--- {key}", file=sys.stderr, flush=True)
         row = compute()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +131,30 @@ class Setting:
         partial.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
         return row
+
+    @functools.cached_property
+    def missing(self) -> list[str]:
+        """What `each` left out."""
+        return []
+
+    def check_computes(self, key: str) -> None:
+        """Refuses to compute `key` where only stored rows are wanted.
+
+        Raises:
+          Missing: always, then.
+        """
+        if self.stored:
+            raise Missing(key, self.workdir)
+
+    def each(self, computes: Iterable[Callable[[], T]]) -> list[T]:
+        """Results in their order, without those that are not stored where `stored` is set."""
+        found = []
+        for compute in computes:
+            try:
+                found.append(compute())
+            except Missing as error:
+                self.missing.append(error.key)
+        return found
 
 
 def parser(doc: str, name: str) -> argparse.ArgumentParser:
@@ -129,6 +165,9 @@ def parser(doc: str, name: str) -> argparse.ArgumentParser:
         "--out", type=Path, help="default docs/results, or <workdir>/results if quick"
     )
     made.add_argument("--quick", action="store_true", help="toy network; its figures mean nothing")
+    made.add_argument(
+        "--stored", action="store_true", help="compute nothing: write what finished rows there are"
+    )
     made.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     return made
 
@@ -139,7 +178,7 @@ def setting(options: argparse.Namespace) -> Setting:
     workdir = options.workdir or Path("runs") / folder
     out = options.out or (workdir / "results" if options.quick else Path("docs/results"))
     seeds = tuple(options.seeds[:1] if options.quick else options.seeds)
-    return Setting(workdir, out, options.quick, seeds)
+    return Setting(workdir, out, options.quick, seeds, options.stored)
 
 
 def command(

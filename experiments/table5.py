@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def _config(where: Setting, spec: str) -> ConfigDict:
         if where.quick:
             clips, scene = 20, synthetic_pose.Scene(height=48, width=64, frames=6, distractors=0)
         config.data.root = str(where.workdir / "videos")
-        synthetic_pose.generate(where.workdir / "videos", clips, scene, progress=not where.quick)
+        if not where.stored:
+            videos = where.workdir / "videos"
+            synthetic_pose.generate(videos, clips, scene, progress=not where.quick)
     if where.quick:
         config.data.short_side = 40
         config.input.update({"height": 32, "width": 32})
@@ -91,7 +94,9 @@ def measure(where: Setting, config: ConfigDict, seed: int) -> list[Row]:
 def report(where: Setting, spec: str) -> None:
     """Measures and writes everything."""
     config = _config(where, spec)
-    per_seed = [measure(where, config, seed) for seed in where.seeds]
+    per_seed = where.each(partial(measure, where, config, seed) for seed in where.seeds)
+    if not per_seed:
+        where.check_computes("table5")
     rows = []
     for same in zip(*per_seed, strict=True):
         top1, gmac = ([row[name] for row in same] for name in ("top1", "gmac"))
@@ -101,7 +106,7 @@ def report(where: Setting, spec: str) -> None:
         (
             row["label"],
             f"{100 * row['top1']:.2f}"
-            + (f" ± {50 * row['spread']:.2f}" if len(where.seeds) > 1 else ""),
+            + (f" ± {50 * row['spread']:.2f}" if len(per_seed) > 1 else ""),
             f"{row['gmac']:.4f}",
             f"{row['gate_gmac']:.4f}",
             f"{row['dense_gmac'] / row['gmac']:.2f}x",

@@ -78,6 +78,26 @@ def test_a_second_run_trains_nothing(folder, monkeypatch):
         assert run(name, folder) == 0
 
 
+def test_stored_reports_what_there_is_and_names_the_rest(folder, tmp_path, capsys):
+    run("table1", folder)
+    module = importlib.import_module("experiments.table1")
+    options = ["--quick", "--stored", "--workdir", str(folder), "--out", str(tmp_path / "out")]
+    row = next((folder / "rows").glob("cc-*.json"))
+    held = row.read_text()
+    row.unlink()
+    try:
+        assert module.main(options) == 0
+    finally:
+        row.write_text(held)
+    assert f"NOT COMPUTED YET: `{row.stem}`" in (tmp_path / "out" / "table1.md").read_text()
+    payload = json.loads((tmp_path / "out" / "table1.json").read_text())
+    assert payload["missing"] == [row.stem]
+    assert "CC-image" not in {r["method"] for r in payload["rows"]}
+    capsys.readouterr()
+    assert module.main(["--quick", "--stored", "--workdir", str(tmp_path / "empty")]) == 1
+    assert "must hold 'dense'; run without --stored" in capsys.readouterr().err
+
+
 def test_bad_options_are_one_line(folder, capsys):
     module = importlib.import_module("experiments.table5")
     code = module.main(["--quick", "--workdir", str(folder), "--config", "nowhere.py"])

@@ -5,7 +5,9 @@
     python -m experiments.table4      clip lengths in training and test
     python -m experiments.table5      TSN
     python -m experiments.figure8     firing per stage for four betas
+    python -m experiments.figure12    residuals, and masks from shallow to deep, as pictures
     python -m experiments.figure36    masks, and predictions with their cost, as pictures
+    python -m experiments.combined    one compressed network that skips as well
     python -m experiments.all         all of them
 
 Each trains what it needs into `--workdir` (shared: one dense network, one gated run per setting),

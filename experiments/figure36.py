@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import cv2
@@ -55,8 +56,12 @@ def masks(setting: Setting) -> list[Row]:
     clip = _clip(setting, 8)
     shown = (1, 3, 5)
     pictures, rows = [], []
-    for block in (1, 4) if setting.quick else (1, 2, 4, 8):
-        net, params = networks.gated_network(setting, beta=BETA, block=block)
+    blocks = (1, 4) if setting.quick else (1, 2, 4, 8)
+
+    def trained(block: int) -> tuple[int, SkipNet, dict[str, Any]]:
+        return block, *networks.gated_network(setting, beta=BETA, block=block)
+
+    for block, net, params in setting.each(partial(trained, block) for block in blocks):
         _, gmac, where = _stream(setting, net, params, clip, 4)
         rows.append({"figure": 3, "block": block, "gmac": gmac.tolist()})
         for t in shown:

@@ -1,6 +1,8 @@
 """Training and measuring the networks that the tables compare."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,14 @@ from skipconv_jax.tasks.pose import GROUPS, Pck
 from skipconv_jax.training.checkpoints import Checkpoints
 from skipconv_jax.training.loop import Options, Phase, run
 from skipconv_jax.training.optimizer import optimizer
-from skipconv_jax.training.step import create_state, dense_loss, gated_loss
+from skipconv_jax.training.step import LossFn, create_state, dense_loss, gated_loss
 
 Tree = Any
 Fn = Callable[..., Any]
+STRICT = 0.1
+"""Alpha of a second PCK: synthetic clips come close to 100 % of the paper's PCK@.2."""
+L0_RATE = 100.0
+"""Rate of L0's log a, in rates of the kernels: they travel from 2.5 to below -2.4 to close."""
 
 
 def train(
@@ -33,8 +39,12 @@ def train(
     gates: Tree,
     seed: int = 0,
     steps: int | None = None,
+    beta: float | None = None,
 ) -> dict[str, Tree]:
-    """Trains one network into `<workdir>/<key>`, or takes it from there; returns its weights."""
+    """Trains one network into `<workdir>/<key>`, or takes it from there; returns its weights.
+
+    `beta` travels in the batch, so that the program of a step does not depend on it.
+    """
     steps = recipe.steps if steps is None else steps
     if steps == 0:
         return {"model": variables, "gates": gates}
@@ -44,12 +54,13 @@ def train(
     checkpoints.close()
     if done:
         return weights
+    setting.check_computes(key)
     experiment, data = setting.experiment, setting.config.data
     opt = optimizer(recipe, steps)
     clips = [clip for clip in setting.train_clips if clip.length >= recipe.clip_length]
 
     def batches() -> Any:
-        return make_train_iterator(
+        made = make_train_iterator(
             clips,
             batch=recipe.batch,
             length=recipe.clip_length,
@@ -60,11 +71,44 @@ def train(
             normalized=False,
             cache=True,
         )
+        return made if beta is None else _WithBeta(made, beta)
 
     phase = Phase(key, steps, loss_fn, opt, lambda: create_state(variables, gates, opt), batches)
     options = Options(log_every=50, checkpoint_every=100, resume=True)
     state = run(phase, setting.workdir, seed, options)
     return {"model": state.variables, "gates": state.weights["gates"]}
+
+
+@dataclasses.dataclass
+class _WithBeta:
+    """Batches that carry beta, (B, T)."""
+
+    batches: Any
+    beta: float
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = next(self.batches)
+        return {**batch, "beta": np.full(batch["frames"].shape[:2], self.beta, np.float32)}
+
+    def get_state(self) -> Tree:
+        return self.batches.get_state()
+
+    def set_state(self, state: Tree) -> None:
+        self.batches.set_state(state)
+
+
+def _gated_loss(net: SkipNet, table: macs.Table, task: Any) -> LossFn:
+    """`gated_loss` with the beta of the batch: one compilation for all betas and seeds."""
+
+    def loss_fn(weights: dict[str, Tree], stats: Tree, batch: Any, rng: jax.Array) -> Any:
+        rest = dict(batch)
+        beta: Any = rest.pop("beta")[0, 0]
+        return gated_loss(net, table, task, beta)(weights, stats, rest, rng)
+
+    return loss_fn
 
 
 def dense_network(setting: Setting) -> Tree:
@@ -123,8 +167,8 @@ def gated_network(
     frame = experiment.frame()
     params, _ = net.init(base, frame, key=jax.random.key(seed))
     name = f"{key}-b{block}-beta{beta:g}-T{recipe.clip_length}-seed{seed}"
-    loss = gated_loss(net, net.table(base, frame), experiment.task, beta)
-    return served, train(setting, name, recipe, loss, base, params["gates"], seed)
+    loss = _gated_loss(net, net.table(base, frame), experiment.task)
+    return served, train(setting, name, recipe, loss, base, params["gates"], seed, beta=beta)
 
 
 def skipped(setting: Setting, beta: float, reset_every: int | None = None, **options: Any) -> Row:
@@ -195,10 +239,11 @@ def svd_network(setting: Setting, method: str, target: float) -> tuple[Callable[
 
 
 def finetuning(setting: Setting) -> Any:
-    """The dense recipe, shortened to the gated phase's steps and rate: every row gets as much."""
+    """The dense recipe with the gated phase's steps, rate and frames: every row gets as much."""
     recipe = setting.config.dense.copy_and_resolve_references()
     gated = setting.config.gated
-    recipe.update({"steps": gated.steps, "lr": gated.lr, "warmup": 0})
+    batch = gated.batch * gated.clip_length // recipe.clip_length
+    recipe.update({"steps": gated.steps, "batch": batch, "lr": gated.lr, "warmup": 0})
     recipe.gate_lr_scale = gated.gate_lr_scale
     return recipe
 
@@ -214,35 +259,54 @@ def svd(setting: Setting, method: str, target: float) -> Row:
     return setting.row(f"svd-{method}-{target:g}", compute)
 
 
-def svd_skipped(setting: Setting, target: float, beta: float) -> Row:
-    """The row of a network compressed by spatial SVD, then gated."""
-    key = f"svd{target:g}-skip"
+def svd_skipped(setting: Setting, target: float, beta: float, method: str = "spatial") -> Row:
+    """The row of a network compressed by SVD, then gated."""
+    key = f"svd{target:g}-skip" if method == "spatial" else f"svd-{method}{target:g}-skip"
+    network = functools.partial(svd_network, setting, method, target)
+    return _compressed_skipped(setting, key, beta, network) | {"target": target}
 
+
+def l0_skipped(setting: Setting, weight: float, beta: float) -> Row:
+    """The row of a network pruned by L0, then gated."""
+    network = functools.partial(l0_network, setting, weight)
+    return _compressed_skipped(setting, f"l0{weight:g}-skip", beta, network) | {"weight": weight}
+
+
+def _compressed_skipped(
+    setting: Setting, key: str, beta: float, network: Callable[[], tuple[Callable[[Fn], Fn], Tree]]
+) -> Row:
     def compute() -> Row:
-        wrap, variables = svd_network(setting, "spatial", target)
+        wrap, variables = network()
         net, params = gated_network(setting, beta=beta, wrap=wrap, base=variables, key=key)
-        return measure(setting, net, params) | {"target": target, "beta": beta}
+        return measure(setting, net, params) | {"beta": beta}
 
     return setting.row(f"{key}-beta{beta:g}", compute)
 
 
+def l0_network(setting: Setting, weight: float) -> tuple[Callable[[Fn], Fn], Tree]:
+    """An L0-pruned network: trained gates, channels removed, batch norm estimated anew."""
+    experiment, variables = setting.experiment, dense_network(setting)
+    frame = experiment.frame()
+    groups = compress.find_groups(experiment.predict, variables, frame)
+    kernels, total = compress.find_kernels(experiment.predict, variables, frame)
+    forward = experiment.forward("train")
+    loss = compress.l0_loss(forward, experiment.task, groups, kernels, total, weight)
+    gates = compress.init_gates(groups)
+    recipe = finetuning(setting)
+    recipe.gate_lr_scale = L0_RATE
+    weights = train(setting, f"l0-{weight:g}", recipe, loss, variables, gates)
+    cut, smaller = compress.prune(groups, weights["gates"], weights["model"])
+    frames = jnp.asarray(_test_images(setting, compress.batch_norm.IMAGES))
+    return cut.wrap, compress.reestimate(cut.wrap(forward), smaller, frames)
+
+
 def l0(setting: Setting, weight: float) -> Row:
-    """The row of L0 pruning: trained gates, channels removed, batch norm estimated anew."""
+    """The row of an L0-pruned network."""
 
     def compute() -> Row:
-        experiment, variables = setting.experiment, dense_network(setting)
-        frame = experiment.frame()
-        groups = compress.find_groups(experiment.predict, variables, frame)
-        kernels, total = compress.find_kernels(experiment.predict, variables, frame)
-        forward = experiment.forward("train")
-        loss = compress.l0_loss(forward, experiment.task, groups, kernels, total, weight)
-        gates = compress.init_gates(groups)
-        weights = train(setting, f"l0-{weight:g}", finetuning(setting), loss, variables, gates)
-        cut, smaller = compress.prune(groups, weights["gates"], weights["model"])
-        frames = jnp.asarray(_test_images(setting, compress.batch_norm.IMAGES))
-        smaller = compress.reestimate(cut.wrap(forward), smaller, frames)
-        net = skip(cut.wrap(experiment.predict), [("*", None)])
-        return measure(setting, net, {"model": smaller, "gates": {}}) | {"weight": weight}
+        wrap, variables = l0_network(setting, weight)
+        net = skip(wrap(setting.experiment.predict), [("*", None)])
+        return measure(setting, net, {"model": variables, "gates": {}}) | {"weight": weight}
 
     return setting.row(f"l0-{weight:g}", compute)
 
@@ -274,21 +338,28 @@ def measure(
     """PCK and cost on the test clips, a new reference frame every `reset_every` frames (0: never).
 
     Returns:
-      `pck` (mean of 15 joints), `groups`, `gmac` per frame, `gate_gmac`, `dense_gmac`, `firing`.
+      `pck` and `strict` (PCK@.2 and @.1, means of 15 joints), `groups` (of PCK@.2), `gmac` per
+      frame, `gate_gmac`, `dense_gmac`, `firing`.
     """
     experiment, streams = setting.experiment, setting.config.eval.batch
     reset = setting.config.eval.reset_every if reset_every is None else reset_every
-    table = net.table(params["model"], experiment.frame(streams))
-    streamer = make_streamer(net, table, lambda outputs: experiment.task.predict(outputs)[0])
-    pck, frames, spent = Pck(), 0, 0.0
+    if net not in setting.streamers:
+        # Equal networks differ in weights alone: betas, seeds, resets share one compilation.
+        table = net.table(params["model"], experiment.frame(streams))
+        streamer = make_streamer(net, table, lambda outputs: experiment.task.predict(outputs)[0])
+        setting.streamers[net] = (table, streamer)
+    table, streamer = setting.streamers[net]
+    pck, strict, frames, spent = Pck(), Pck(STRICT), 0, 0.0
     stages = dict.fromkeys(table.stages(), 0.0)
+    _, blank = net.init(params["model"], experiment.frame(streams), key=jax.random.key(0))
     for batch in _batches(setting, reset):
-        _, state = net.init(params["model"], experiment.frame(streams), key=jax.random.key(0))
+        state = jax.tree.map(jnp.copy, blank)  # the streamer donates it
         _, reading = streamer(params, state, np.swapaxes(batch["frames"], 0, 1))
         joints = np.swapaxes(np.asarray(reading.outputs), 0, 1)
         valid = batch["valid"]
         counted = batch["visible"] & valid[..., None]
-        pck.update(joints, batch["joints"], batch["size"], counted, batch["scale"])
+        for meter in (pck, strict):
+            meter.update(joints, batch["joints"], batch["size"], counted, batch["scale"])
         frames += int(valid.sum())
         spent += float(np.asarray(reading.macs, np.float64)[valid.T].sum())
         for stage, share in reading.firing.items():
@@ -296,6 +367,7 @@ def measure(
     result = pck.result()
     return {
         "pck": 100 * result["mean15"],
+        "strict": 100 * strict.result()["mean15"],
         "groups": {name: 100 * result[f"group/{name}"] for name in GROUPS},
         "gmac": spent / frames / macs.GIGA,
         "gate_gmac": table.gate_macs / macs.GIGA,
@@ -305,13 +377,21 @@ def measure(
     }
 
 
-def mean_row(rows: Sequence[Row]) -> Row:
-    """Mean of several seeds, with the spread (largest minus smallest) of PCK and cost."""
+def seeds_row(setting: Setting, compute: Callable[[int], Row]) -> Row:
+    """Mean over the setting's seeds, with the spread (largest minus smallest) of PCK and cost.
+
+    Raises:
+      Missing: no seed at all is stored where `stored` is set.
+    """
+    rows = setting.each(functools.partial(compute, seed) for seed in setting.seeds)
+    if not rows:
+        return compute(setting.seeds[0])
     first = dict(rows[0])
-    for name in ("pck", "gmac"):
+    for name in ("pck", "strict", "gmac"):
         values = [row[name] for row in rows]
         first[name] = float(np.mean(values))
-        first[f"{name}_spread"] = float(np.ptp(values))
+        if len(values) > 1:
+            first[f"{name}_spread"] = float(np.ptp(values))
     first["groups"] = {g: float(np.mean([r["groups"][g] for r in rows])) for g in first["groups"]}
     first["firing"] = {s: float(np.mean([r["firing"][s] for r in rows])) for s in first["firing"]}
     return first | {"seeds": [row["seed"] for row in rows]}

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib
 
-from experiments.setting import Row, Setting, commit
+from experiments.setting import SEEDS, Row, Setting, commit
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -56,11 +56,17 @@ class Report:
         """Writes `<out>/<name>.md` and `.json`, and prints the table."""
         setting.out.mkdir(parents=True, exist_ok=True)
         command = f"python -m experiments.{self.name}" + (" --quick" if setting.quick else "")
+        if not setting.quick and setting.seeds != SEEDS:
+            command += " --seeds " + " ".join(map(str, setting.seeds))
         table = markdown(self.header, self.lines)
         text = [f"# {self.title}", ""]
         if setting.quick:
             text += ["A toy network trained for a few steps: these figures mean nothing.", ""]
-        text += ["## Here", "", table, "", "## The paper", ""]
+        text += ["## Here", "", table, ""]
+        if setting.missing:
+            names = ", ".join(f"`{key}`" for key in dict.fromkeys(setting.missing))
+            text += [f"NOT COMPUTED YET: {names}. The command below computes them.", ""]
+        text += ["## The paper", ""]
         text += [markdown(self.paper[0], self.paper[1:]), ""]
         text += ["## Reading", ""]
         for claim in self.claims:
@@ -77,6 +83,7 @@ class Report:
             "command": command,
             "commit": commit(),
             "seeds": setting.seeds,
+            "missing": setting.missing,
             "rows": self.rows,
             "paper": [list(row) for row in self.paper],
             # A comparison of NumPy figures is a NumPy bool, which JSON does not know.

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.report import Claim, Report, curves
-from experiments.setting import ROOT, Row, Setting, parser, setting
+from experiments.setting import ROOT, Row, Setting, guarded, parser, setting
 from skipconv_jax import actions
 from skipconv_jax import config as configs
 from skipconv_jax.data import synthetic_pose
@@ -41,7 +42,9 @@ def _config(where: Setting, spec: str) -> ConfigDict:
         if where.quick:
             clips, scene = 20, synthetic_pose.Scene(height=48, width=64, frames=6, distractors=0)
         config.data.root = str(where.workdir / "videos")
-        synthetic_pose.generate(where.workdir / "videos", clips, scene, progress=not where.quick)
+        if not where.stored:
+            videos = where.workdir / "videos"
+            synthetic_pose.generate(videos, clips, scene, progress=not where.quick)
     if where.quick:
         config.data.short_side = 40
         config.input.update({"height": 32, "width": 32})
@@ -49,6 +52,7 @@ def _config(where: Setting, spec: str) -> ConfigDict:
         config.dense.update({"steps": 2, "batch": 2, "clip_length": 2})
         config.gated.update({"steps": 2, "batch": 2, "clip_length": 2})
         config.eval.segments = (4, 2)
+    configs.check_unchanged(config, where.workdir / "config-table5.json", ignore=("seed",))
     return config
 
 
@@ -90,7 +94,9 @@ def measure(where: Setting, config: ConfigDict, seed: int) -> list[Row]:
 def report(where: Setting, spec: str) -> None:
     """Measures and writes everything."""
     config = _config(where, spec)
-    per_seed = [measure(where, config, seed) for seed in where.seeds]
+    per_seed = where.each(partial(measure, where, config, seed) for seed in where.seeds)
+    if not per_seed:
+        where.check_computes("table5")
     rows = []
     for same in zip(*per_seed, strict=True):
         top1, gmac = ([row[name] for row in same] for name in ("top1", "gmac"))
@@ -99,7 +105,8 @@ def report(where: Setting, spec: str) -> None:
     lines = [
         (
             row["label"],
-            f"{100 * row['top1']:.2f} ± {50 * row['spread']:.2f}",
+            f"{100 * row['top1']:.2f}"
+            + (f" ± {50 * row['spread']:.2f}" if len(per_seed) > 1 else ""),
             f"{row['gmac']:.4f}",
             f"{row['gate_gmac']:.4f}",
             f"{row['dense_gmac'] / row['gmac']:.2f}x",
@@ -111,7 +118,11 @@ def report(where: Setting, spec: str) -> None:
     curves({row["label"]: [row] for row in shown[1:]}, where.out / "table5.png", shown[0],
            y="top1", labels=("GMAC / video", "top-1, %"))  # fmt: skip
     header = ("network", "top-1", "GMAC / video", "gates", "reduction")
-    notes = (f"{rows[0]['videos']} test videos; ± is half the spread of the seeds.",)
+    notes = (
+        f"{rows[0]['videos']} test videos, so that one video is "
+        f"{100 / rows[0]['videos']:.1f} points; ± is half the spread of the seeds, where there are "
+        "several.",
+    )
     Report("table5", "Table 5: video classification", header, list(lines), PAPER,
            claims(rows), rows, notes).write(where)  # fmt: skip
 
@@ -137,12 +148,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the experiment; returns the exit code."""
     options: argparse.Namespace = _parser().parse_args(arguments)
-    try:
-        report(setting(options), options.config)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return guarded(lambda where: report(where, options.config), setting(options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -184,9 +184,7 @@ def peer_rows(
     return rows
 
 
-def _timed_peer(
-    run: Runner, frames: Sequence[np.ndarray], macs: float
-) -> tuple[np.ndarray, float]:
+def _timed_peer(run: Runner, frames: Sequence[np.ndarray], macs: float) -> tuple[np.ndarray, float]:
     return time_peer(run, frames), macs
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.setting import Row, Setting
 from skipconv_jax import SkipNet, compress, macs, skip
 from skipconv_jax.baselines.cc_image import cc_image
-from skipconv_jax.data.pipeline import make_eval_iterator, make_train_iterator
+from skipconv_jax.data.pipeline import make_eval_iterator
 from skipconv_jax.ops import GumbelGate
 from skipconv_jax.streaming import make_streamer
 from skipconv_jax.tasks.pose import GROUPS, Pck
@@ -55,22 +55,10 @@ def train(
     if done:
         return weights
     setting.check_computes(key)
-    experiment, data = setting.experiment, setting.config.data
     opt = optimizer(recipe, steps)
-    clips = [clip for clip in setting.train_clips if clip.length >= recipe.clip_length]
 
     def batches() -> Any:
-        made = make_train_iterator(
-            clips,
-            batch=recipe.batch,
-            length=recipe.clip_length,
-            size=experiment.size,
-            seed=1000 * seed + 1,
-            augmentation=experiment._augmentation(),
-            margin=data.margin,
-            normalized=False,
-            cache=True,
-        )
+        made = setting.experiment.train_batches(setting.train_clips, recipe, 1000 * seed + 1)
         return made if beta is None else _WithBeta(made, beta)
 
     phase = Phase(key, steps, loss_fn, opt, lambda: create_state(variables, gates, opt), batches)

@@ -5,22 +5,20 @@ where JHMDB is at hand.
 """
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from experiments.report import Claim, Report, curves
 from experiments.setting import ROOT, Row, Setting, guarded, parser, setting
-from skipconv_jax import actions
 from skipconv_jax import config as configs
+from skipconv_jax.commands.evaluate import Result, evaluate_dense, evaluate_skipped
 from skipconv_jax.data import synthetic_pose
-from skipconv_jax.experiment import DENSE, GATED
+from skipconv_jax.experiment import DENSE, GATED, build
 from skipconv_jax.training.checkpoints import Checkpoints
 from skipconv_jax.training.loop import Options, run
 
@@ -71,21 +69,35 @@ def _trained(where: Setting, experiment: Any, name: str, seed: int) -> dict[str,
     return weights
 
 
+def _per_video(result: Result, videos: int) -> Row:
+    costs = {name: result.clip_length * getattr(result, name)
+             for name in ("gmac", "dense_gmac", "gate_gmac")}  # fmt: skip
+    return {
+        "label": result.label,
+        "top1": result.scores["top1"],
+        **costs,
+        "firing": result.firing,
+        "videos": videos,
+    }
+
+
 def measure(where: Setting, config: ConfigDict, seed: int) -> list[Row]:
     """Dense and skipped rows for every number of segments."""
     config = config.copy_and_resolve_references()
     config.seed = seed
-    experiment = actions.build(config)
+    experiment = build(config)
 
     def compute() -> Row:
         clips = experiment.clips("test")
         dense = _trained(where, experiment, DENSE, seed)["model"]
-        gated = jax.tree.map(lambda leaf: leaf, _trained(where, experiment, GATED, seed))
+        gated = _trained(where, experiment, GATED, seed)
         rows = []
         for segments in config.eval.segments:
-            rows.append(actions.evaluate_dense(experiment, dense, clips, segments))
-            rows.append(actions.evaluate_skipped(experiment, gated, clips, segments))
-        return {"rows": [dataclasses.asdict(row) for row in rows]}
+            name = f"TSN-{segments}"
+            plain = evaluate_dense(experiment, dense, clips, name, segments)
+            skipped = evaluate_skipped(experiment, gated, clips, f"{name} + Skip-Conv", segments)
+            rows += [_per_video(plain, len(clips)), _per_video(skipped, len(clips))]
+        return {"rows": rows}
 
     stored: list[Row] = where.row(f"table5-seed{seed}", compute)["rows"]
     return stored

@@ -93,7 +93,8 @@ def base() -> ConfigDict:
         "clip_norm": 0.0,  # 0: no clipping
         "gate_lr_scale": 1.0,
     }
-    config.dense = ConfigDict(phase | {"clip_length": 1})
+    # `equivariance`: weight of the loss of section 3.3 on shifted frames.
+    config.dense = ConfigDict(phase | {"clip_length": 1, "equivariance": 0.0})
     config.gated = ConfigDict(
         phase
         | {

@@ -158,9 +158,10 @@ class Experiment(abc.ABC):
         return Phase(name, steps, loss_fn, opt, start, batches)
 
     def _dense(self, recipe: ConfigDict, workdir: Path) -> tuple[Any, Callable[[], Any]]:
-        del recipe, workdir
+        del workdir
         task: Task = self.task
-        return dense_loss(self.forward("train"), task), lambda: (self.initial_variables(), {})
+        loss_fn = dense_loss(self.forward("train"), task, recipe.equivariance)
+        return loss_fn, lambda: (self.initial_variables(), {})
 
     def _gated(self, recipe: ConfigDict, workdir: Path) -> tuple[Any, Callable[[], Any]]:
         net = self.net(self.forward(recipe.batch_norm))

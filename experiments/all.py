@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from experiments import figure8, figure12, figure36, table1, table3, table4, table5
+from experiments import figure4, figure8, figure12, figure36, table1, table3, table4, table5
 
-EXPERIMENTS = (table1, figure8, table3, table4, figure36, figure12, table5)
+EXPERIMENTS = (table1, figure8, table3, table4, figure36, figure12, table5, figure4)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -150,7 +150,7 @@ def grouped_bars(groups: Mapping[str, Mapping[str, float]], path: Any, ylabel: s
     plt.close(figure)
 
 
-def best_at(rows: Sequence[Row], gmac: float) -> Row | None:
-    """The most accurate row that costs at most `gmac`; None where none does."""
-    fitting = [row for row in rows if row["gmac"] <= gmac * (1 + 1e-9)]
-    return max(fitting, key=lambda row: row["pck"]) if fitting else None
+def best_at(rows: Sequence[Row], most: float, cost: str = "gmac", score: str = "pck") -> Row | None:
+    """The most accurate row that costs at most `most`; None where none does."""
+    fitting = [row for row in rows if row[cost] <= most * (1 + 1e-9)]
+    return max(fitting, key=lambda row: row[score]) if fitting else None

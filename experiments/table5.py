@@ -9,18 +9,16 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.phases import trained_phase
 from experiments.report import Claim, Report, curves
 from experiments.setting import ROOT, Row, Setting, guarded, parser, setting
 from skipconv_jax import config as configs
 from skipconv_jax.commands.evaluate import Result, evaluate_dense, evaluate_skipped
 from skipconv_jax.data import synthetic_pose
 from skipconv_jax.experiment import DENSE, GATED, build
-from skipconv_jax.training.checkpoints import Checkpoints
-from skipconv_jax.training.loop import Options, run
 
 PAPER = (
     ("network", "top-1", "GMAC / video"),
@@ -54,21 +52,6 @@ def _config(where: Setting, spec: str) -> ConfigDict:
     return config
 
 
-def _trained(where: Setting, experiment: Any, name: str, seed: int) -> dict[str, Any]:
-    """Weights of a finished phase; trains what is missing of it."""
-    folder = where.workdir / f"tsn-seed{seed}"
-    phase = experiment.phase(name, folder)
-    checkpoints = Checkpoints(folder / name / "checkpoints")
-    done = checkpoints.latest == phase.steps
-    checkpoints.close()
-    if not done:
-        run(phase, folder, seed, Options(log_every=50, checkpoint_every=100, resume=True))
-    checkpoints = Checkpoints(folder / name / "checkpoints")
-    _, weights = checkpoints.weights()
-    checkpoints.close()
-    return weights
-
-
 def _per_video(result: Result, videos: int) -> Row:
     costs = {name: result.clip_length * getattr(result, name)
              for name in ("gmac", "dense_gmac", "gate_gmac")}  # fmt: skip
@@ -88,9 +71,9 @@ def measure(where: Setting, config: ConfigDict, seed: int) -> list[Row]:
     experiment = build(config)
 
     def compute() -> Row:
-        clips = experiment.clips("test")
-        dense = _trained(where, experiment, DENSE, seed)["model"]
-        gated = _trained(where, experiment, GATED, seed)
+        clips, folder = experiment.clips("test"), where.workdir / f"tsn-seed{seed}"
+        dense = trained_phase(where, experiment, DENSE, folder, seed, DENSE)["model"]
+        gated = trained_phase(where, experiment, GATED, folder, seed, GATED)
         rows = []
         for segments in config.eval.segments:
             name = f"TSN-{segments}"

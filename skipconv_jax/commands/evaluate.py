@@ -114,8 +114,19 @@ def evaluate_skipped(
 ) -> Result:
     """The skipped network on every frame of the clips, a new reference frame every `length`.
 
-    Gates without trained parameters take their initial ones, which suits norm gates. Arguments as
-    for `evaluate_dense`.
+    Arguments as for `evaluate_dense` and `make_skipped`.
+    """
+    ready = make_skipped(experiment, weights)
+    return evaluate_streamed(experiment, ready, clips, label, length)
+
+
+def make_skipped(experiment: Experiment, weights: dict[str, Tree]) -> Streamed:
+    """The configuration's skipped network, ready to run; parameters may be changed in it.
+
+    Gates without trained parameters take their initial ones, which suits norm gates.
+
+    Raises:
+      ValueError: gates that need training and have not had it, see `with_gates`.
     """
     net, streams = experiment.net(), experiment.config.eval.batch
     table, params = experiment.table(net, streams), with_gates(experiment, weights)
@@ -126,8 +137,7 @@ def evaluate_skipped(
         return jax.tree.map(jnp.copy, state)
 
     streamer = make_streamer(net, table, experiment.read)
-    ready = Streamed(streamer, params, fresh, table.macs, table.gate_macs)
-    return evaluate_streamed(experiment, ready, clips, label, length)
+    return Streamed(streamer, params, fresh, table.macs, table.gate_macs)
 
 
 def evaluate_streamed(

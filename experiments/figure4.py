@@ -175,16 +175,16 @@ def claims(size: str, dense: Row, methods: dict[str, list[Row]]) -> list[Claim]:
     orders = [("Gumbel", "Output-Norm"), ("Output-Norm", "Input-Norm"), ("Gumbel", "interleaved"),
               ("Gumbel", "feature flow")]  # fmt: skip
     for better, worse in orders:
-        one, other = (
-            best_at(methods[name], kept["cost"], "cost", "ap") for name in (better, worse)
-        )
+        one = best_at(methods[better], kept["cost"], "cost", "ap")
+        other = best_at(methods[worse], kept["cost"], "cost", "ap")
         text = f"{size}: {better} is above {worse} at {kept['cost']:.4f} GMAC or less"
         if one is None or other is None:
             detail = f"no row that cheap: {better if one is None else worse}"
             found.append(Claim(text, one is not None, detail))
             continue
         detail = (
-            f"{one['ap']:.2f} ({one['cost']:.4f}) against {other['ap']:.2f} ({other['cost']:.4f})"
+            f"{one['ap']:.2f} at {one['cost']:.4f} GMAC against {other['ap']:.2f} at "
+            f"{other['cost']:.4f}"
         )
         found.append(Claim(text, one["ap"] > other["ap"], detail))
     return found

@@ -1,4 +1,4 @@
-"""The commands on a tiny detector: train, gates, flow, evaluate with every baseline, stream."""
+"""The commands on a tiny detector: train, evaluate, stream."""
 
 import json
 
@@ -16,7 +16,6 @@ from skipconv_jax.commands.train import train
 from skipconv_jax.config import set_gate
 from skipconv_jax.data.synthetic_traffic import TrafficScene, generate
 from skipconv_jax.experiment import build
-from skipconv_jax.experiment.detection import BASELINES
 from skipconv_jax.video import Source
 
 
@@ -32,8 +31,6 @@ def config(repository, tmp_path_factory):
     config.skip.rules = (("*/se/*", None), ("backbone/blocks/[1-6]/*", None), ("*net/*", None),
                          *config.skip.rules[1:])  # fmt: skip
     config.dense.update({"steps": 2, "batch": 2, "warmup": 0})
-    config.gated.update({"steps": 2, "batch": 1, "clip_length": 2})
-    config.flow.update({"steps": 2, "batch": 1, "clip_length": 3, "width": 1, "pairs": 2})
     config.eval.update({"batch": 2, "reset_every": 3})
     config.log_every = 1
     return config
@@ -43,31 +40,27 @@ def config(repository, tmp_path_factory):
 def trained(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     with jax.numpy_dtype_promotion("standard"):
-        train(config, workdir, ("dense", "gated", "flow"))
+        train(config, workdir, ("dense",))
     return workdir
 
 
-def test_a_detector_is_evaluated_dense_skipped_and_as_every_baseline(config, trained):
+def test_a_detector_is_evaluated_dense_skipped_and_interleaved(config, trained):
     experiment = build(config)
     videos = experiment.clips("test")
     _, dense = common.load_weights(experiment, trained / "dense")
-    _, gated = common.load_weights(experiment, trained / "gated")
     plain = evaluate_dense(experiment, dense["model"], videos, "dense")
     assert plain.frames == sum(videos.lengths)
     always = build(set_gate(config, "always", None, 2))
-    exact = evaluate_skipped(always, {**dense, "gates": {}}, videos, "always")
+    exact = evaluate_skipped(always, dense, videos, "always")
     assert exact.scores == pytest.approx(plain.scores, nan_ok=True, abs=1e-3)
-    skipped = evaluate_skipped(experiment, gated, videos, "gated")
-    assert 0 < skipped.gmac <= skipped.dense_gmac == plain.gmac
-    results = [plain, skipped]
-    for name in BASELINES:
-        one = evaluate_baseline(experiment, dense, trained, videos, name, 3)
-        assert one.frames == plain.frames
-        assert one.dense_gmac == pytest.approx(plain.gmac)
-        results.append(one)
+    assert exact.gmac == pytest.approx(plain.gmac, rel=1e-5)
+    copied = evaluate_baseline(experiment, dense, trained, videos, "interleaved", 3)
+    assert copied.frames == plain.frames
     # Pieces of three frames, one of which is a key frame.
-    assert results[2].gmac == pytest.approx(plain.gmac / 3, rel=1e-5)
-    assert "AP@[.5:.95]" in report(experiment, results)
+    assert copied.gmac == pytest.approx(plain.gmac / 3, rel=1e-5)
+    assert "AP@[.5:.95]" in report(experiment, [plain, exact, copied])
+    with pytest.raises(ValueError, match="must hold the trained phase 'dense'"):
+        experiment.phase("gated", trained / "elsewhere").initial()
 
 
 def test_baselines_are_for_detectors(repository):
@@ -77,8 +70,8 @@ def test_baselines_are_for_detectors(repository):
 
 
 def test_a_stream_of_a_detector_reports_and_draws_boxes(config, trained, tmp_path):
-    experiment = build(config)
-    _, weights = common.load_weights(experiment, trained / "gated")
+    experiment = build(set_gate(config, "input_norm", 0.05, 2))
+    _, weights = common.load_weights(experiment, trained / "dense")
     folder = next(experiment.root().glob("Insight*Test/MVI*"))
     settings = Settings(piece=3, min_score=0.0)
     summary = stream(
@@ -96,4 +89,4 @@ def test_a_stream_of_a_detector_reports_and_draws_boxes(config, trained, tmp_pat
     assert boxes[:, 3].max() <= 65
     assert cv2.imread(str(tmp_path / "sheet.png")) is not None
     with pytest.raises(ValueError, match="looks at whole frames"):
-        stream(experiment, weights, Source(folder), tmp_path, Settings(box=(0, 0, 9, 9)))
+        stream(experiment, params, Source(folder), tmp_path, Settings(box=(0, 0, 9, 9)))

@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-NAMES = ("table1", "figure8", "table3", "table4", "figure36", "figure12", "table5")
+NAMES = ("table1", "figure8", "table3", "table4", "figure36", "figure12", "table5", "figure4")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """Streams a video through a skipped network: `python stream.py VIDEO --config configs/...`.
 
-VIDEO is a video file or a folder of images. Writes the annotated video, JSON lines per frame, a
-chart and a contact sheet. `--gate=input_norm` needs no trained gates.
+VIDEO is a video file, a folder of images, or `labels.json[#name]`, a COCO-style file beside them.
+Writes the annotated video, JSON lines per frame, a chart and a contact sheet. `--gate=input_norm`
+needs no trained gates.
 """
 
 import json

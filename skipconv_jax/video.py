@@ -41,6 +41,9 @@ class VideoError(ValueError):
 class Source:
     """Iterates over a video file or a folder of images, in order, each frame once.
 
+    `labels.json`, a COCO-style file beside its frames, stands for the frames of its video, in its
+    order; `labels.json#name` for one of several videos.
+
     A frame that can't be decoded comes with `image=None`. In a video, so do the frames after it up
     to the next key frame, which are predicted from it. A change of size is an event. Damage is seen
     where the decoder sees it: H.264, HEVC and MPEG-4 notice most, VP8 has nothing to notice it by.
@@ -53,7 +56,11 @@ class Source:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.rate: Fraction = Fraction(25)
-        if self.path.is_dir():
+        listed, _, video = str(path).partition("#")
+        if listed.endswith(".json"):
+            self._images = _listed_images(Path(listed), video)
+            self.frames: int | None = len(self._images)
+        elif self.path.is_dir():
             self._images = sorted(
                 (p for p in self.path.iterdir() if p.suffix.lower() in _IMAGES), key=_natural
             )
@@ -62,7 +69,7 @@ class Source:
                     f"`video` (={self.path}) must hold images ({', '.join(sorted(_IMAGES))}); it "
                     "has none."
                 )
-            self.frames: int | None = len(self._images)
+            self.frames = len(self._images)
         elif self.path.is_file():
             self._images = []
             with _open(self.path) as container:
@@ -70,7 +77,10 @@ class Source:
                 self.rate = stream.average_rate or stream.guessed_rate or self.rate
                 self.frames = stream.frames or None
         else:
-            raise VideoError(f"`video` (={self.path}) must be a video file or a folder of images.")
+            raise VideoError(
+                f"`video` (={self.path}) must be a video file, a folder of images or a COCO-style "
+                "JSON file."
+            )
 
     def __iter__(self) -> Iterator[Frame]:
         return _with_size_events(self._folder() if self._images else self._file())
@@ -189,6 +199,22 @@ def _seconds(container: Any, stream: Any) -> float:
 def _natural(path: Path) -> list[Any]:
     """Sorts frame2 before frame10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def _listed_images(file: Path, video: str) -> list[Path]:
+    """Frames of a video of a COCO-style file."""
+    # Imported here: few streams come from such a file.
+    from skipconv_jax.data.coco_folder import CocoFolder
+
+    videos = CocoFolder.read(file.parent, file).videos
+    if not video and len(videos) == 1:
+        video = next(iter(videos))
+    if video not in videos:
+        raise VideoError(
+            f"`video` (={file}{'#' if video else ''}{video}) must name one of its videos, as in "
+            f"{file}#{next(iter(videos), 'name')}; it has {sorted(videos)}."
+        )
+    return [image.path for image in videos[video]]
 
 
 def _open(path: Path) -> Any:

@@ -1,5 +1,6 @@
 """Reading videos: every frame once, and damage reported instead of concealed."""
 
+import json
 from fractions import Fraction
 
 import av
@@ -143,3 +144,17 @@ def test_odd_sizes_and_rates_can_be_written(tmp_path):
     frames = [f.image for f in Source(tmp_path / "a.mp4")]
     assert [f.shape for f in frames] == [(32, 46, 3)] * 4
     np.testing.assert_allclose([f.mean() for f in frames], [0, 128, 255, 10], atol=3)
+
+
+def test_a_coco_file_stands_for_the_frames_of_one_of_its_videos(tmp_path):
+    images = []
+    for number, (video, order) in enumerate([("a", 1), ("a", 0), ("b", 0)]):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((4, 6, 3), 40 * number, np.uint8))
+        images.append({"id": number, "file_name": f"{number}.png", "height": 4, "width": 6,
+                       "video": video, "frame_id": order})  # fmt: skip
+    file = tmp_path / "labels.json"
+    file.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    frames = list(Source(f"{file}#a"))
+    assert [int(frame.image[0, 0, 0]) for frame in frames] == [40, 0], "in the order of frame_id"
+    with pytest.raises(VideoError, match=r"must name one of its videos.*\['a', 'b'\]"):
+        Source(file)

@@ -74,9 +74,8 @@ def test_a_stream_of_a_detector_reports_and_draws_boxes(config, trained, tmp_pat
     _, weights = common.load_weights(experiment, trained / "dense")
     folder = next(experiment.root().glob("Insight*Test/MVI*"))
     settings = Settings(piece=3, min_score=0.0)
-    summary = stream(
-        experiment, with_gates(experiment, weights), Source(folder), tmp_path, settings
-    )
+    params = with_gates(experiment, weights)
+    summary = stream(experiment, params, Source(folder), tmp_path, settings)
     rows = [json.loads(line) for line in (tmp_path / "frames.jsonl").read_text().splitlines()]
     assert summary["frames"] == len(rows) == 6
     boxes = np.asarray(rows[0]["boxes"])

@@ -1,9 +1,10 @@
 """Finds a plan of gates for a trained network: `python calibrate.py --config FILE --budget B`.
 
 B is macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME, per frame after the reference frame. `--clip` is
-a video or a folder of images; without it the config's training clips are taken, and its test clips
-are the held-out frames. Writes the plan; exit code 3 if the held-out frames do not keep the budget.
-Run it with `--config.skip.plan=FILE` in eval.py and stream.py, or `skip(fn, Plan.load(FILE))`.
+a video, a folder of images or a data set like the config's, which is the default. Of a video the
+second half is held out, of a data set the test clips; exit code 3 if held-out frames do not keep
+the budget. Writes the plan. Run it with `--config.skip.plan=FILE` in eval.py and stream.py, or
+`skip(fn, Plan.load(FILE))`.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from skipconv_jax.ops import POLICIES
 
 flags.adopt_module_key_flags(common)
 _BUDGET = flags.DEFINE_string("budget", None, "macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME")
-_CLIP = flags.DEFINE_string("clip", None, "video or folder of images; default the config's clips")
+_CLIP = flags.DEFINE_string("clip", None, "video, images or data set; default the config's data")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
 _POLICY = flags.DEFINE_enum(
     "policy", "reference", sorted(POLICIES), "what the plan is to run under"
@@ -29,7 +30,7 @@ _NORM = flags.DEFINE_enum("norm", "input_norm", sorted(GATES), "gate whose thres
 _BLOCKS = flags.DEFINE_list("blocks", ["4", "8"], "block sizes to choose from, per layer")
 _FRAMES = flags.DEFINE_integer("frames", 32, "frames to calibrate on, and to check", lower_bound=2)
 _STREAMS = flags.DEFINE_integer("streams", 4, "clips of the data set to take", lower_bound=1)
-_LABELS = flags.DEFINE_bool("labels", False, "drop of PCK against labels, not of agreement")
+_LABELS = flags.DEFINE_bool("labels", False, "drop against labels, not of agreement")
 _OUT = flags.DEFINE_string("out", None, "file to write (default <workdir>/plan.json)")
 
 BROKEN = 3

@@ -1,6 +1,8 @@
 """Calibrated thresholds against the best single shared threshold, on frames neither was made on.
 
-python -m benchmarks.calibration --checkpoint runs/demo/dense --data data/synthetic_long
+    python -m benchmarks.calibration --checkpoint runs/demo/dense --data data/synthetic_long
+    python -m benchmarks.calibration --config configs/efficientdet_synthetic.py \\
+        --checkpoint runs/efficientdet_synthetic/dense --name traffic
 """
 
 import math
@@ -10,11 +12,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmarks.policy_data import arguments, labelled, network, pck_score, save, table
+from benchmarks.policy_data import arguments, headline, labelled, left_dense, network, save, table
 from skipconv_jax import skip
 from skipconv_jax.calibration import Budget, Measured, Runner, choose, measure_sensitivity
 from skipconv_jax.calibration.choose import choose_for_macs
 from skipconv_jax.calibration.search import gate_params, net_for, settle
+from skipconv_jax.commands.calibrate import accuracy
 from skipconv_jax.ops import POLICIES, InputNormGate, OutputNormGate
 
 matplotlib.use("Agg")
@@ -33,7 +36,7 @@ def _point(kind: str, setting: float, seen: Measured, dense: float, score: float
         "setting": float(f"{setting:.4g}"),
         "share": seen.macs / dense,
         "error": seen.error,
-        "pck": score - seen.drop,
+        "quality": score - seen.drop,
     }
 
 
@@ -49,22 +52,31 @@ def at_equal_macs(points: list[dict[str, Any]], share: float) -> float:
 def main() -> None:
     """Prints and writes the table, the figures and the plot."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=None, help="default: the config's")
+    parser.add_argument("--name", default="reference", help="of the files: calibration_<name>")
     parser.add_argument("--policy", default="reference", choices=sorted(POLICIES))
     parser.add_argument("--block", type=int, default=4)
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--frames", type=int, default=32, help="to calibrate on, per stream")
     parser.add_argument("--held_out", type=int, default=64, help="to compare on, per stream")
     args = parser.parse_args()
-    experiment, variables = network(args.config, args.checkpoint)
+    experiment, variables = network(args.config, args.checkpoint, args.data)
     policy, fn = POLICIES[args.policy](), experiment.predict
-    clip = labelled(experiment, args.data, args.frames, args.streams)
-    other = labelled(experiment, args.data, args.held_out, args.streams, first=args.streams)
-    score = pck_score(experiment, other)
+    clip = labelled(experiment, "train", args.frames, args.streams)
+    other = labelled(experiment, "test", args.held_out, args.streams)
+    if other.labels is None:
+        raise AssertionError("a data set has labels")
+    score = accuracy(experiment, other.labels)
     points: list[dict[str, Any]] = []
     best = 0.0
     for kind, (gate, thresholds) in _SHARED.items():
-        net = skip(fn, gate=gate(block=args.block), policy=policy, implementation="reference")
+        net = skip(
+            fn,
+            left_dense(experiment),
+            gate=gate(block=args.block),
+            policy=policy,
+            implementation="reference",
+        )
         runner = Runner(net, variables, list(other.frames), score)
         dense, best = float(runner.dense_macs), score(runner.dense, None)
         for threshold in thresholds:
@@ -82,14 +94,14 @@ def main() -> None:
         seen = runner(gate_params(choose(found, price, blocks=settled)))
         points.append(_point("calibrated", price, seen, dense, best))
         print(points[-1], flush=True)
-    _report(points, args, best)
+    _report(points, args, headline(experiment), best)
 
 
-def _report(points: list[dict[str, Any]], args: Any, best: float) -> None:
+def _report(points: list[dict[str, Any]], args: Any, figure: str, best: float) -> None:
     curves = {how: [p for p in points if p["how"] == how] for how in {p["how"] for p in points}}
     rows = [
         [p["how"], f"{p['setting']:.3g}", f"{100 * p['share']:.1f} %", f"{p['error']:.4f}",
-         f"{100 * p['pck']:.2f}"]
+         f"{100 * p['quality']:.2f}"]
         for p in points
     ]  # fmt: skip
     gains = []
@@ -105,24 +117,31 @@ def _report(points: list[dict[str, Any]], args: Any, best: float) -> None:
     text = "\n\n".join(
         [
             f"Policy `{args.policy}`, block {args.block}, {args.streams} x {args.held_out} held-out"
-            f" frames, dense PCK {100 * best:.2f}. MACs: share of dense, reference frame left out. "
-            "Error: relative, of the heatmaps, against the dense network.",
-            table(["thresholds", "setting", "MACs", "error", "PCK@.2"], rows),
+            f" frames, dense {figure} {100 * best:.2f}. MACs: share of dense, reference frame left "
+            "out. Error: relative, of the outputs, against the dense network.",
+            table(["thresholds", "setting", "MACs", "error", figure], rows),
             "At equal MACs, against the better shared gate (interpolated):",
             table(["MACs", "shared: error", "calibrated: error", "gain"], gains),
         ]
     )
-    save(args.out, f"calibration_{args.policy}", text, points)
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    save(args.out, f"calibration_{args.name}", text, points)
+    shown, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for how in sorted(curves):
         ordered = sorted(curves[how], key=lambda p: p["share"])
-        axes.plot(
-            [100 * p["share"] for p in ordered], [p["error"] for p in ordered], "o-", label=how
-        )
-    axes.set(xlabel="MACs, % of dense", ylabel="relative output error", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(args.out / f"calibration_{args.policy}.png", dpi=120)
+        for axis, key, scale in ((axes[0], "error", 1), (axes[1], "quality", 100)):
+            axis.plot(
+                [100 * p["share"] for p in ordered],
+                [scale * p[key] for p in ordered],
+                "o-",
+                label=how,
+            )
+    axes[1].axhline(100 * best, color="grey", linestyle=":", label="dense")
+    axes[0].set(xlabel="MACs, % of dense", ylabel="relative output error", yscale="log")
+    axes[1].set(xlabel="MACs, % of dense", ylabel=figure)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend()
+    shown.savefig(args.out / f"calibration_{args.name}.png", dpi=110)
 
 
 if __name__ == "__main__":

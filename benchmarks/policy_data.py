@@ -2,20 +2,19 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from skipconv_jax import config as configs
+from skipconv_jax.commands.calibrate import answers, first_frames, judge
 from skipconv_jax.commands.common import load_weights
-from skipconv_jax.data.jhmdb_folder import JhmdbFolder
-from skipconv_jax.data.pipeline import make_eval_iterator
 from skipconv_jax.experiment import Experiment, build
-from skipconv_jax.tasks.pose import Pck
 from skipconv_jax.video import Source
 
 
@@ -24,12 +23,6 @@ class Clip(NamedTuple):
 
     frames: np.ndarray
     labels: dict[str, np.ndarray] | None
-
-    def part(self, start: int, stop: int) -> "Clip":
-        """Frames `start` to `stop`."""
-        labels = self.labels
-        cut = None if labels is None else {k: v[start:stop] for k, v in labels.items()}
-        return Clip(self.frames[start:stop], cut)
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -41,79 +34,70 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def network(config: str, checkpoint: str) -> tuple[Experiment, Any]:
-    """The experiment and its trained variables."""
-    experiment = build(configs.load(config))
+def network(config: str, checkpoint: str, data: Path | None = None) -> tuple[Experiment, Any]:
+    """The experiment, on its own or other data, and its trained variables."""
+    settings = configs.load(config)
+    if data is not None:
+        settings.data.root = str(data)
+    experiment = build(settings)
     return experiment, load_weights(experiment, checkpoint)[1]["model"]
 
 
-def labelled(
-    experiment: Experiment, root: str | Path, frames: int, streams: int, first: int = 0
-) -> Clip:
-    """`streams` clips of a JHMDB-like folder, from the `first` in order of name, cropped."""
-    folder = JhmdbFolder(Path(root))
-    names = folder.names()[first : first + streams]
-    if len(names) < streams:
-        raise ValueError(f"`root` (={root}) must hold {first + streams} clips.")
-    clips, _ = folder.clips(names)
-    pieces = make_eval_iterator(
-        clips,
-        batch=1,
-        length=frames,
-        size=experiment.size,
-        margin=experiment.config.data.margin,
-        normalized=False,
-    )
-    found: dict[int, dict[str, np.ndarray]] = {}
-    for piece in pieces:
-        found.setdefault(int(piece["clip"][0, 0]), jax.tree.map(lambda a: np.asarray(a[0]), piece))
-    kept = [found[i] for i in sorted(found) if i >= 0]
-    stacked = {key: np.stack([k[key] for k in kept], axis=1) for key in kept[0]}
-    return Clip(stacked.pop("frames"), stacked)
+def labelled(experiment: Experiment, part: str, frames: int, streams: int, skip: int = 0) -> Clip:
+    """The first frames of `streams` clips of the experiment's data, after `skip` others."""
+    found = first_frames(experiment, part, frames, streams, skip)
+    return Clip(found.images, found.labels)
 
 
 def video(path: str | Path, size: tuple[int, int], frames: int, start: int = 0) -> Clip:
-    """The middle square of a video, scaled to the network's input; no labels."""
+    """The middle of a video in the shape of the network's input, scaled to it; no labels."""
     images = []
     for frame in Source(path):
         image = frame.image
         if frame.index < start or image is None:
             continue
-        side = min(image.shape[:2])
-        top, left = ((n - side) // 2 for n in image.shape[:2])
-        square = image[top : top + side, left : left + side]
-        images.append(cv2.resize(square, size[::-1], interpolation=cv2.INTER_AREA))
+        scale = min(n / m for n, m in zip(image.shape[:2], size, strict=True))
+        cut = [min(n, round(scale * m)) for n, m in zip(image.shape[:2], size, strict=True)]
+        top, left = ((n - m) // 2 for n, m in zip(image.shape[:2], cut, strict=True))
+        middle = image[top : top + cut[0], left : left + cut[1]]
+        images.append(cv2.resize(middle, size[::-1], interpolation=cv2.INTER_AREA))
         if len(images) == frames:
             break
     return Clip(np.stack(images)[:, None], None)
 
 
-def pck_score(experiment: Experiment, clip: Clip) -> Callable[[Any, Any], float]:
-    """PCK@.2 over the clip's labels of heatmaps `(T, B, h, w, J)`."""
-    labels = clip.labels
-    if labels is None:
-        raise ValueError("`clip` must have labels.")
-
-    def score(outputs: Any, dense: Any) -> float:
-        del dense
-        pck = Pck()
-        joints = np.asarray(experiment.task.predict(outputs)[0])
-        counted = labels["visible"] & labels["valid"][..., None]
-        pck.update(joints, labels["joints"], labels["size"], counted, labels["scale"])
-        return pck.result()["mean15"]
-
-    return score
+def left_dense(experiment: Experiment) -> list[tuple[str, None]]:
+    """Rules for the convolutions that the config leaves dense."""
+    return [(pattern, None) for pattern, gate in experiment.config.skip.rules if gate is None]
 
 
-def agreement_score(experiment: Experiment, share: float = 0.05) -> Callable[[Any, Any], float]:
-    """Share of joints within 5 % of the frame's longer side of the dense network's joints."""
+def headline(experiment: Experiment) -> str:
+    """The name of the figure that `quality` gives."""
+    return experiment.figures[-1][1]
 
-    def score(outputs: Any, dense: Any) -> float:
-        ours, theirs = (np.asarray(experiment.task.predict(y)[0]) for y in (outputs, dense))
-        distance = np.linalg.norm(ours - theirs, axis=-1)
-        return float((distance <= share * max(experiment.size)).mean())
 
-    return score
+def quality(
+    experiment: Experiment,
+    seen: Any,
+    dense: Any,
+    labels: Mapping[str, np.ndarray] | None,
+) -> float:
+    """Headline figure of what was read off frames `(T, B, ...)`.
+
+    Against labels, or without them against what the dense network says.
+    """
+    return judge(experiment, seen, answers(experiment, dense) if labels is None else labels)
+
+
+def squares(tree: Any) -> jax.Array:
+    """Sum of squares over all leaves, per stream `(B,)`."""
+    parts = [jnp.square(a.astype(jnp.float32)).reshape(len(a), -1) for a in jax.tree.leaves(tree)]
+    return jnp.stack([part.sum(axis=1) for part in parts]).sum(axis=0)
+
+
+def relative(error: np.ndarray, size: np.ndarray) -> float:
+    """||y~ - y|| / ||y|| from sums of squares."""
+    return float(np.sqrt(error.sum() / max(size.sum(), 1e-12)))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

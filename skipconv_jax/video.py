@@ -196,6 +196,13 @@ def _seconds(container: Any, stream: Any) -> float:
     return 0.0
 
 
+def is_video(path: Path) -> bool:
+    """Whether `Source` is meant to read this: a file that is no JSON, or images in a folder."""
+    if path.is_dir():
+        return any(p.suffix.lower() in _IMAGES for p in path.iterdir())
+    return path.suffix.lower() != ".json"
+
+
 def _natural(path: Path) -> list[Any]:
     """Sorts frame2 before frame10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]

@@ -1,7 +1,8 @@
-"""Calibration of a pose network: which frames, which score, and the report."""
+"""Calibration of an experiment's network: which frames, which score, and the report."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,15 +12,17 @@ import numpy as np
 from skipconv_jax import macs
 from skipconv_jax.calibration import Budget, Plan, calibrate
 from skipconv_jax.calibration.plan import GATES
-from skipconv_jax.data.clips import PoseClip
-from skipconv_jax.data.pipeline import make_eval_iterator
 from skipconv_jax.experiment import Experiment
 from skipconv_jax.ops import POLICIES
-from skipconv_jax.tasks.pose import Pck
-from skipconv_jax.video import Source
+from skipconv_jax.tasks.detection import DetectionTask
+from skipconv_jax.tasks.pose import PoseTask
+from skipconv_jax.video import Source, is_video
 
-# Without labels a joint agrees that lies within this share of the frame's longer side.
-_NEAR = 0.05
+# Without labels a joint agrees that lies within this share of the frame's longer side, which is
+# PCK@.2 of a box of this share of it.
+_NEAR = 0.05 / 0.2
+# Without labels these detections of the dense network are what should be found.
+_SURE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +31,10 @@ class Settings:
 
     Attributes:
       budget: to keep.
-      clip: video or folder of images, None for the config's clips.
+      clip: video, folder of images or data set like the config's, None for the config's own.
       policy: name of the policy the plan is to run under.
       norm: name of the gate whose thresholds are sought.
-      blocks: sizes to choose from.
+      blocks: sizes to choose from, per layer.
       frames: to calibrate on, and to check on.
       streams: clips of the data set to take.
       labels: measure the drop against labels, not against the dense network.
@@ -63,7 +66,7 @@ def find_plan(experiment: Experiment, variables: Any, settings: Settings) -> Pla
     """
     clip, held_out = _frames(experiment, settings)
     if settings.labels and clip.labels is None:
-        raise ValueError("`labels` (=True) must come with the config's clips; a video has none.")
+        raise ValueError("`labels` (=True) must come with a data set; a video has none.")
     return calibrate(
         experiment.predict,
         variables,
@@ -81,61 +84,131 @@ def find_plan(experiment: Experiment, variables: Any, settings: Settings) -> Pla
 
 def _frames(experiment: Experiment, settings: Settings) -> tuple[Frames, Frames]:
     """Frames to calibrate on and later or other ones to check on."""
-    count = settings.frames
-    if settings.clip is None:
-        return tuple(  # type: ignore[return-value]
-            _labelled(experiment, experiment.clips(part), count, settings.streams)
-            for part in ("train", "test")
-        )
-    height, width = experiment.size
+    count, clip = settings.frames, settings.clip
+    if clip is not None:
+        if is_video(Path(clip)):
+            return _halves(clip, experiment.size, count)
+        experiment = _with_data(experiment, clip)
+    train, test = (
+        first_frames(experiment, part, count, settings.streams) for part in ("train", "test")
+    )
+    return train, test
+
+
+def _halves(clip: str, size: tuple[int, int], count: int) -> tuple[Frames, Frames]:
+    """The first and the second half of at most `2 count` frames of a video."""
     images: list[np.ndarray] = []
-    for frame in Source(settings.clip):
+    for frame in Source(clip):
         if frame.image is not None:
-            images.append(cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_AREA))
+            images.append(cv2.resize(frame.image, size[::-1], interpolation=cv2.INTER_AREA))
         if len(images) == 2 * count:
             break
     if len(images) < 4:
-        raise ValueError(f"`clip` (={settings.clip}) must have at least 4 frames.")
+        raise ValueError(f"`clip` (={clip}) must have at least 4 frames.")
     whole = np.stack(images)[:, None]
     half = len(images) // 2
     return Frames(whole[:half], None), Frames(whole[half:], None)
 
 
-def _labelled(
-    experiment: Experiment, clips: Sequence[PoseClip], frames: int, streams: int
+def _with_data(experiment: Experiment, root: str) -> Experiment:
+    """The experiment on another data set."""
+    config = experiment.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.root = root
+    return dataclasses.replace(experiment, config=config)
+
+
+def first_frames(
+    experiment: Experiment, part: str, frames: int, streams: int, skip: int = 0
 ) -> Frames:
-    """The first frames of up to `streams` clips, cut to the shortest of them."""
-    pieces = make_eval_iterator(
-        clips[:streams],
-        batch=min(streams, len(clips)),
-        size=experiment.size,
-        margin=experiment.config.data.margin,
-        normalized=False,
-    )
-    batch = next(pieces)
-    shortest = int(min(frames, np.asarray(batch["valid"]).sum(axis=1).min()))
-    first = jax.tree.map(lambda a: np.swapaxes(np.asarray(a), 0, 1)[:shortest], dict(batch))
-    return Frames(first.pop("frames"), first)
+    """The first frames of clips of a data set, cut to the shortest of them.
+
+    Args:
+      experiment: whose data.
+      part: 'train' or 'test'.
+      frames: of each clip, at most.
+      streams: clips, at most.
+      skip: clips that are left out before.
+    """
+    config = experiment.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.eval.batch = 1
+    single = dataclasses.replace(experiment, config=config)
+    clips = single.first(single.clips(part), skip + streams)
+    found = [
+        {key: np.asarray(value)[0] for key, value in piece.items()}
+        for piece in single.test_batches(clips, frames)
+        if piece["valid"][0, 0] and not piece["time"][0, 0]
+    ][skip:]
+    if not found:
+        raise ValueError(f"`skip` (={skip}) must leave clips of the {len(clips)} in {part!r}.")
+    shortest = min(int(clip["valid"].sum()) for clip in found)
+    stacked = {key: np.stack([c[key][:shortest] for c in found], axis=1) for key in found[0]}
+    return Frames(stacked.pop("frames"), stacked)
 
 
-def _score(experiment: Experiment, frames: Frames, labelled: bool) -> Callable[[Any, Any], float]:
-    """PCK@.2 against labels, or the share of joints where the dense network has them."""
+def _score(
+    experiment: Experiment, frames: Frames, labelled: bool
+) -> Callable[[Any, Any], float] | None:
+    if labelled and frames.labels is not None:
+        return accuracy(experiment, frames.labels)
+    return agreement(experiment)
 
-    def joints(outputs: Any) -> np.ndarray:
-        return np.asarray(experiment.task.predict(outputs)[0])
 
-    def accuracy(outputs: Any, dense: Any) -> float:
+def accuracy(
+    experiment: Experiment, labels: Mapping[str, np.ndarray]
+) -> Callable[[Any, Any], float]:
+    """The experiment's headline figure of outputs `(T, B, ...)`, against labels `(T, B, ...)`."""
+    read = jax.jit(experiment.read)
+
+    def score(outputs: Any, dense: Any) -> float:
         del dense
-        labels, pck = frames.labels or {}, Pck()
-        counted = labels["visible"] & labels["valid"][..., None]
-        pck.update(joints(outputs), labels["joints"], labels["size"], counted, labels["scale"])
-        return pck.result()["mean15"]
+        return judge(experiment, read(outputs), labels)
 
-    def agreement(outputs: Any, dense: Any) -> float:
-        distance = np.linalg.norm(joints(outputs) - joints(dense), axis=-1)
-        return float((distance <= _NEAR * max(experiment.size)).mean())
+    return score
 
-    return accuracy if labelled else agreement
+
+def agreement(experiment: Experiment) -> Callable[[Any, Any], float] | None:
+    """The same figure, the dense network's answers taken for the truth; None where it has none."""
+    if not isinstance(experiment.task, PoseTask | DetectionTask):
+        return None
+    read = jax.jit(experiment.read)
+
+    def score(outputs: Any, dense: Any) -> float:
+        return judge(experiment, read(outputs), answers(experiment, read(dense)))
+
+    return score
+
+
+def judge(experiment: Experiment, seen: Any, labels: Mapping[str, np.ndarray]) -> float:
+    """The headline figure of what was read off, `(T, B, ...)`, against labels alike."""
+    scorer = experiment.scorer()
+    scorer.update(jax.device_get(seen), dict(labels))
+    return scorer.result()[experiment.figures[-1][0]]
+
+
+def answers(experiment: Experiment, seen: Any) -> dict[str, np.ndarray]:
+    """What a network read off frames `(T, B, ...)`, as labels of them."""
+    if isinstance(experiment.task, DetectionTask):
+        boxes, scores, labels = map(np.asarray, seen)
+        lead = scores.shape[:2]
+        return {
+            "boxes": boxes,
+            "labels": np.where(scores > _SURE, labels, -1),
+            "ignored": np.zeros((*lead, 0, 4), np.float32),
+            "annotated": np.ones(lead, bool),
+            "scale": np.ones(lead, np.float32),
+            "valid": np.ones(lead, bool),
+        }
+    joints = np.asarray(seen[0])
+    lead = joints.shape[:2]
+    return {
+        "joints": joints,
+        "visible": np.ones(joints.shape[:3], bool),
+        "size": np.full(lead, _NEAR * max(experiment.size), np.float32),
+        "scale": np.ones(lead, np.float32),
+        "valid": np.ones(lead, bool),
+    }
 
 
 def report(plan: Plan) -> str:

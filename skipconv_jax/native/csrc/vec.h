@@ -49,28 +49,38 @@ SKC_INLINE float hsum(vf v) {
 #endif
 }
 
-// exp by range reduction and a degree 6 polynomial; relative error about 1e-7 (Cephes). |x| <= 87.
-SKC_INLINE vf vexp(vf x) {
+// exp(-x) as 2^n 2^f with |f| <= 1/2 and a polynomial of degree 5; relative error 1e-7 and 2e-8 |x|.
+// x is held to [-87, 87]: beyond, a sigmoid is within 1.7e-38 of 0 or 1. Not for NaN.
+SKC_INLINE vf vexp_minus(vf x) {
   x = vmin(vmax(x, splat(-87.f)), splat(87.f));
-  const vf t = x * 1.44269504f + 12582912.f;  // rounds to an integer in the low mantissa bits
+  const vf t = 12582912.f - x * 1.44269504f;  // rounds to an integer in the low mantissa bits
   const vf n = t - 12582912.f;
-  vf r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  vf p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  const vf f = -(x * 1.44269504f + n);
+  vf p = splat(1.327645183e-3f);
+  p = p * f + 9.675541173e-3f;
+  p = p * f + 5.550713336e-2f;
+  p = p * f + 2.402211973e-1f;
+  p = p * f + 6.931469670e-1f;
+  p = p * f + 1.0f;
   // Times 2^n: n is added to the exponent of p, which lies in [.7, 1.5].
-  const vi scaled = (vi)p + ((vi)t << 23);
-  return x == x ? (vf)scaled : x;
+  return (vf)((vi)p + ((vi)t << 23));
 }
 
-// With x held to [-87, 87] the quotient is below 1.7e-38 (or that far from x) where it is cut off.
-SKC_INLINE vf vsigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
-SKC_INLINE vf vswish(vf x) { return x / (1.0f + vexp(-x)); }
+// 1 / d to 1e-7, for d from 1 to 1e38.
+SKC_INLINE vf vreciprocal(vf d) {
+#if defined(__AVX512F__)
+  const vf r = (vf)_mm512_rcp14_ps((__m512)d);
+  return r * (2.0f - d * r);
+#else
+  return 1.0f / d;
+#endif
+}
+
+SKC_INLINE vf vswish(vf x) { return x * vreciprocal(1.0f + vexp_minus(x)); }
+SKC_INLINE vf vsigmoid(vf x) {
+  const vf y = vreciprocal(1.0f + vexp_minus(x));
+  return x == x ? y : x;
+}
 
 template <class F>
 SKC_INLINE vf lanes(vf v, F f) {

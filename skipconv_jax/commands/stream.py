@@ -168,7 +168,7 @@ class NetworkStream:
             "gmac": float(reading.macs[t, 0]) / macs.GIGA,
             "ms": ms,
             "firing": {stage: float(reading.firing[stage][t, 0]) for stage in self.table.stages()},
-            **self.view.row(said, affine),
+            **self.view.row(said, affine, image.shape),
         }
         if reading.figures:
             row |= {name: round(float(value[t, 0]), 6) for name, value in reading.figures.items()}

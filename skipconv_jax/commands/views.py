@@ -9,6 +9,7 @@ import numpy as np
 
 from skipconv_jax.data.augment import crop_affine, invert_affine, warp_frames, warp_joints
 from skipconv_jax.data.detection_pipeline import MEAN_COLOR, DetectionView, place
+from skipconv_jax.data.videos import clip_boxes
 from skipconv_jax.experiment import Experiment
 from skipconv_jax.experiment.classification import ActionExperiment
 from skipconv_jax.experiment.detection import DetectionExperiment
@@ -29,8 +30,8 @@ class View(Protocol):
         """Network inputs `(T, H, W, 3)` uint8 of frames of one size."""
         ...
 
-    def row(self, seen: Any, affine: np.ndarray) -> dict[str, Any]:
-        """What the network says of one frame, in frame pixels; values JSON takes."""
+    def row(self, seen: Any, affine: np.ndarray, shape: Sequence[int]) -> dict[str, Any]:
+        """What the network says of a frame of `shape`, in its pixels; values JSON takes."""
         ...
 
     def draw(self, image: np.ndarray, row: dict[str, Any]) -> np.ndarray:
@@ -77,8 +78,9 @@ class PoseView:
         """Crops."""
         return warp_frames(np.stack(images), affine, *self.size)
 
-    def row(self, seen: Any, affine: np.ndarray) -> dict[str, Any]:
+    def row(self, seen: Any, affine: np.ndarray, shape: Sequence[int]) -> dict[str, Any]:
         """`joints` `(15, 2)` and `scores` `(15,)`."""
+        del shape
         joints, scores = seen
         return {
             "joints": np.round(warp_joints(joints, invert_affine(affine)), 2).tolist(),
@@ -110,12 +112,14 @@ class BoxView:
             [cv2.warpAffine(image, affine, size, borderValue=MEAN_COLOR) for image in images]
         )
 
-    def row(self, seen: Any, affine: np.ndarray) -> dict[str, Any]:
+    def row(self, seen: Any, affine: np.ndarray, shape: Sequence[int]) -> dict[str, Any]:
         """`boxes` `(N, 4)` x1, y1, x2, y2, `scores` and `labels`, of the boxes sure enough."""
         found = unpack(Predictions(*seen), self.min_score)
         # Boxes count in edges of pixels, the affine in their centres: half a pixel apart.
         corners = np.asarray(found.boxes, np.float64).reshape(-1, 2) - 0.5
         boxes = (warp_joints(corners, invert_affine(affine)) + 0.5).reshape(-1, 4)
+        # The input is padded beyond the frame's edges.
+        boxes = clip_boxes(boxes, *shape[:2])
         return {
             "boxes": np.round(boxes, 1).tolist(),
             "scores": np.round(found.scores, 4).tolist(),
@@ -147,9 +151,9 @@ class ActionView:
         """Crops."""
         return warp_frames(np.stack(images), affine.astype(np.float32), *self.size)
 
-    def row(self, seen: Any, affine: np.ndarray) -> dict[str, Any]:
+    def row(self, seen: Any, affine: np.ndarray, shape: Sequence[int]) -> dict[str, Any]:
         """`label` and its `score`, the softmax of this frame's logits."""
-        del affine
+        del affine, shape
         chances = np.exp(seen - np.max(seen))
         best = int(np.argmax(chances))
         return {

@@ -83,9 +83,9 @@ def test_a_stream_of_a_detector_reports_and_draws_boxes(config, trained, tmp_pat
     assert set(rows[0]["labels"]) == {"vehicle"}
     assert len(rows[0]["scores"]) == len(boxes)
     # In pixels of the frame, inside of it.
-    assert boxes.min() >= -1
-    assert boxes[:, 2].max() <= 97
-    assert boxes[:, 3].max() <= 65
+    assert boxes.min() >= 0
+    assert boxes[:, 2].max() <= 96
+    assert boxes[:, 3].max() <= 64
     assert cv2.imread(str(tmp_path / "sheet.png")) is not None
     with pytest.raises(ValueError, match="looks at whole frames"):
         stream(experiment, params, Source(folder), tmp_path, Settings(box=(0, 0, 9, 9)))

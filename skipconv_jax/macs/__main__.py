@@ -18,13 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         table = experiment.build(config.load(options.config)).table()
-    except ValueError as error:
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(table.to_json() + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(table)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(table.to_json() + "\n", encoding="utf-8")
     return 0
 
 

@@ -177,11 +177,11 @@ def _tables(points: list[dict[str, Any]], figure: str) -> str:
 
 
 def _plot(points: list[dict[str, Any]], figure: str, path: Path) -> None:
-    """Error and quality over the frames so far, without reset, at the largest threshold."""
+    """Error, quality and MACs over the frames so far, at the largest threshold."""
     largest = max(p["threshold"] for p in points)
     sources = list(dict.fromkeys(p["source"] for p in points))
     shown, axes = plt.subplots(
-        2, len(sources), figsize=(3.6 * len(sources), 5.6), layout="constrained", squeeze=False
+        3, len(sources), figsize=(3.6 * len(sources), 7.5), layout="constrained", squeeze=False
     )
     for column, source in enumerate(sources):
         some = [p for p in points if p["source"] == source and p["threshold"] == largest]
@@ -189,17 +189,18 @@ def _plot(points: list[dict[str, Any]], figure: str, path: Path) -> None:
             for reset, style in ((0, "o-"), (max(p["reset"] for p in some), "o--")):
                 line = [p for p in some if (p["policy"], p["reset"]) == (policy, reset)]
                 name = policy if not reset else f"{policy}, reset every {reset}"
-                for row, key, scale in ((0, "error", 1), (1, "quality", 100)):
+                for row, key, scale in ((0, "error", 1), (1, "quality", 100), (2, "macs", 100)):
                     axes[row, column].plot(
                         [p["frames"] for p in line],
                         [scale * p[key] for p in line],
                         style,
                         color=f"C{sorted(POLICIES).index(policy)}",
-                        markersize=4,
+                        markersize=3,
                         label=name,
                     )
         axes[0, column].set(title=source, xscale="log", yscale="log", ylabel="relative error")
-        axes[1, column].set(xscale="log", xlabel="frames", ylabel=figure)
+        axes[1, column].set(xscale="log", ylabel=figure)
+        axes[2, column].set(xscale="log", xlabel="frames", ylabel="MACs, % of dense")
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     axes[1, 0].legend(fontsize=7)

@@ -43,6 +43,15 @@ def test_one_command_prints_and_writes_a_row_per_share(network, capsys, tmp_path
         assert str(row["streams"]) in printed
 
 
+def test_streams_are_reset_each_by_itself_in_the_compiled_step(network):
+    bench = gpu.Bench(network, "float32", 3, None)
+    bench.share(0.25)
+    _, state = bench.skipped(jnp.array([False, True, False]))
+    fired = [float(state["Conv_0"].fired[stream].mean()) for stream in range(3)]
+    assert fired[1] == 1
+    assert max(fired[0], fired[2]) < 1
+
+
 def test_share_gate_fires_its_share_of_blocks():
     gate = gpu.ShareGate(block=8)
     for share in (0.0, 0.25, 1.0):

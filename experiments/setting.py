@@ -101,12 +101,12 @@ class Setting:
         return dataclasses.replace(experiment, model=TinyPose()) if self.quick else experiment
 
     @functools.cached_property
-    def train_clips(self) -> list[PoseClip]:
+    def train_clips(self) -> Sequence[PoseClip]:
         """Clips to train on."""
         return self.experiment.clips("train")
 
     @functools.cached_property
-    def test_clips(self) -> list[PoseClip]:
+    def test_clips(self) -> Sequence[PoseClip]:
         """Clips to report on: all, or `max_clips` of them spread over the list, which is sorted."""
         clips = self.experiment.clips("test")
         count = self.config.eval.max_clips or len(clips)

@@ -70,7 +70,8 @@ def run(main: Callable[[Sequence[str]], int], usage: str) -> None:
 
     def guarded(argv: Sequence[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)
+            # Warnings of libraries would break into the progress line; ours are errors or output.
+            logging.set_verbosity(logging.ERROR)
         if CONFIG.value is None:
             print(f"error: --config is missing\nusage: {usage}", file=sys.stderr)
             return 2

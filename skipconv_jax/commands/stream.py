@@ -212,7 +212,7 @@ def annotate(seen: Seen, view: View, dense_gmac: float) -> np.ndarray:
     if seen.places is not None and seen.affine is not None:
         image = draw.overlay_firing(image, _on_frame(seen.places, seen.affine, image.shape))
     image = view.draw(image, row)
-    text = f"#{row['frame']}  {row['gmac']:.3f} of {dense_gmac:.3f} GMAC  {row['ms']:.1f} ms"
+    text = f"#{row['frame']}  {row['gmac']:.3g} of {dense_gmac:.3g} GMAC  {row['ms']:.1f} ms"
     return draw.caption(image, text + ("  RESET" if "reset" in row else ""))
 
 

@@ -43,5 +43,9 @@ def train(
     )
     for name in phases:
         phase = experiment.phase(name, workdir)
-        check_unchanged(config, workdir / name / "config.json", _FREE)
+        folder = workdir / name
+        if not any((folder / "checkpoints").glob("[0-9]*")):
+            # Nothing was trained yet: a first try that failed must not bind the next one.
+            (folder / "config.json").unlink(missing_ok=True)
+        check_unchanged(config, folder / "config.json", _FREE)
         run(phase, workdir, config.seed, options)

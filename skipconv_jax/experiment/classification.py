@@ -30,10 +30,10 @@ class ActionExperiment(Experiment):
         """The actions, in the order of the labels."""
         return JhmdbFolder(self.root()).actions()
 
-    def clips(self, part: str) -> list[PoseClip]:
+    def clips(self, part: str) -> Sequence[PoseClip]:
         """Videos of the split's `part`; see `Experiment.clips`."""
         data = self.config.data
-        return list(open_clips(self.root(), part, data.split, data.subset))
+        return open_clips(self.root(), part, data.split, data.subset)
 
     def first(self, clips: Sequence[PoseClip], count: int) -> Sequence[PoseClip]:
         """The first videos; all of them for a `count` of 0."""

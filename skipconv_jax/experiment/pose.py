@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from skipconv_jax.data import pipeline
 from skipconv_jax.data.augment import PoseAugmentation
-from skipconv_jax.data.clips import PoseClip
+from skipconv_jax.data.clips import PoseClip, lengths_of
 from skipconv_jax.data.sources import open_clips
 from skipconv_jax.experiment.base import Batch, Experiment
 from skipconv_jax.tasks.pose import GROUPS, JOINTS, Pck, PoseTask
@@ -31,14 +31,14 @@ class PoseExperiment(Experiment):
     )
     head: ClassVar = ("final_layer.*",)
 
-    def clips(self, part: str) -> list[PoseClip]:
+    def clips(self, part: str) -> Sequence[PoseClip]:
         """Clips of the split's `part`; see `Experiment.clips`.
 
         `config.data.root` is a folder in JHMDB's layout, what `data.prepare` wrote, or a COCO-style
         JSON file beside its frames.
         """
         data = self.config.data
-        return list(open_clips(self.root(), part, data.split, data.subset))
+        return open_clips(self.root(), part, data.split, data.subset)
 
     def first(self, clips: Sequence[PoseClip], count: int) -> Sequence[PoseClip]:
         """The first clips; all of them for a `count` of 0."""
@@ -46,17 +46,21 @@ class PoseExperiment(Experiment):
 
     def steps_per_epoch(self, clips: Sequence[PoseClip], recipe: ConfigDict) -> int:
         """An epoch is as many frames as the training clips hold."""
-        frames = sum(clip.length for clip in self._long_enough(clips, recipe))
+        frames = sum(lengths_of(self._long_enough(clips, recipe)))
         return max(1, frames // (recipe.batch * recipe.clip_length))
 
-    def _long_enough(self, clips: Sequence[PoseClip], recipe: ConfigDict) -> list[PoseClip]:
-        found = [clip for clip in clips if clip.length >= recipe.clip_length]
-        if not found:
+    def _long_enough(self, clips: Sequence[PoseClip], recipe: ConfigDict) -> Sequence[PoseClip]:
+        lengths = lengths_of(clips)
+        if recipe.clip_length > max(lengths):
             raise ValueError(
                 f"`clip_length` (={recipe.clip_length}) must not exceed the longest training clip "
-                f"({max(clip.length for clip in clips)} frames)."
+                f"({max(lengths)} frames)."
             )
-        return found
+        # Handed on as they are where all will do: a prepared set is read clip by clip.
+        if recipe.clip_length <= min(lengths):
+            return clips
+        fitting = zip(clips, lengths, strict=True)
+        return [clip for clip, length in fitting if length >= recipe.clip_length]
 
     def train_batches(self, clips: Sequence[PoseClip], recipe: ConfigDict, seed: int) -> Any:
         """Clips of T frames, one augmentation each."""

@@ -130,7 +130,7 @@ def test_what_is_no_video_is_refused(tmp_path, content):
 
 
 def test_missing_and_empty_sources_are_refused(tmp_path):
-    with pytest.raises(VideoError, match="must be a video file or a folder"):
+    with pytest.raises(VideoError, match="must be a video file, a folder"):
         Source(tmp_path / "nothing.mp4")
     with pytest.raises(VideoError, match="must hold images"):
         Source(tmp_path)

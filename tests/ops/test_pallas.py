@@ -104,6 +104,21 @@ def test_gpu_kernel_equals_reference(case):
     check("pallas_gpu", *problem(**case))
 
 
+@pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu", "packed", "blocks"])
+def test_blocks_that_do_not_fire_are_not_read(implementation):
+    """Poison in their input and in their residual reaches nothing."""
+    keywords, (x, kernel, bias, base, mask) = problem(k=1, seed=3, share=0.4)
+    assert 0 < float(mask.mean()) <= 0.5
+    quiet = jnp.repeat(jnp.repeat(mask, 8, 1), 8, 2)[..., None] == 0
+    poisoned, residual = (jnp.where(quiet, jnp.nan, a) for a in (x, base))
+    run = functools.partial(masked_conv, **keywords)
+    epilogue = Epilogue(bias, bias, residual, "relu")
+    got = run(poisoned, kernel, bias, base, mask, implementation=implementation, epilogue=epilogue)
+    epilogue = Epilogue(bias, bias, base, "relu")
+    expected = run(x, kernel, bias, base, mask, implementation="reference", epilogue=epilogue)
+    np.testing.assert_allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu", "packed"])
 @pytest.mark.parametrize("operand", [jnp.bfloat16, jnp.float32])
 def test_bfloat16_kernels_accumulate_in_float32(implementation, operand):

@@ -87,7 +87,9 @@ class Contest:
             jax.block_until_ready(y)
             seconds.append(time.perf_counter() - start)
             spent.append(
-                sum(float((np.asarray(m) @ c).sum()) for m, c in zip(masks, self.costs, strict=True))
+                sum(
+                    float((np.asarray(m) @ c).sum()) for m, c in zip(masks, self.costs, strict=True)
+                )
             )
         return np.array(seconds[1:]), float(np.mean(spent[1:]))
 
@@ -186,9 +188,7 @@ def peer_rows(
     return rows
 
 
-def _timed_peer(
-    run: Runner, frames: Sequence[np.ndarray], macs: float
-) -> tuple[np.ndarray, float]:
+def _timed_peer(run: Runner, frames: Sequence[np.ndarray], macs: float) -> tuple[np.ndarray, float]:
     return time_peer(run, frames), macs
 
 

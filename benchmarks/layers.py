@@ -1,11 +1,11 @@
 """One convolution at a time: time against activity for the distinct shapes of HRNet-w32, on a CPU.
 
-    python -m benchmarks.layers [--json docs/results/cpu_layers.json] [--chart docs/results/cpu_layers.png]
+    python -m benchmarks.layers [--json PATH] [--chart PATH]
 
 A share of a layer's blocks fires, side by side in a stripe; `native` runs a program of one
-convolution, `blocks` and `reference` are `skip_conv` in XLA, `dense` is XLA's convolution. Times are
-medians over frames, in turns; the chart adds up all 293 layers. `ideal` is the fastest dense time
-of each layer times its activity.
+convolution, `blocks` and `reference` are `skip_conv` in XLA, `dense` is XLA's convolution. Times
+are medians over frames, in turns; the chart adds up all 293 layers. `ideal` is the fastest time of
+each layer, dense or with all blocks firing, times its activity.
 """
 
 import argparse
@@ -172,8 +172,8 @@ def label(conv: Conv) -> str:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown; `median (10-90 %)` of the native engine, medians of the others."""
     lines = [
-        "| layer | calls | MMAC | state kB | fired | native ms (10-90 %) | blocks ms | reference ms "
-        "| XLA dense ms | native, of dense |",
+        "| layer | calls | MMAC | state kB | fired | native ms (10-90 %) | blocks ms "
+        "| reference ms | XLA dense ms | native, of dense |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:

@@ -1,4 +1,4 @@
-"""Dense runtimes on an ONNX file in NCHW. Imports nothing of JAX, so that its memory is not counted."""
+"""Dense runtimes on an ONNX model in NCHW; without JAX, so that its memory is not counted."""
 
 from collections.abc import Callable
 from typing import Any

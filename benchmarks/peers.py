@@ -218,6 +218,7 @@ def torch_runner(graph: g.Graph, threads: int) -> Runner:
                 v, pad = padded(x[0], node.padding, -float("inf"))
                 return functional.max_pool2d(v, node.window, node.strides, pad)
         raise NotImplementedError(f"{type(node).__name__} has no torch form here")
+
     last = torch.channels_last
     kernels = {
         n.name: torch.from_numpy(n.kernel.transpose(3, 2, 0, 1).copy()).to(memory_format=last)

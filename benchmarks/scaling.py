@@ -56,7 +56,9 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.model = args, make_model(args.model)
         real = clips.normalise(clips.video_crop(args.video, SIZES[args.model], args.frames))
-        self.variables = make_variables(self.model, jnp.asarray(real[:: max(1, len(real) // 4)][:4]))
+        self.variables = make_variables(
+            self.model, jnp.asarray(real[:: max(1, len(real) // 4)][:4])
+        )
         self.threshold = 0.0
 
     def contest(self, s: Setting) -> Contest:

@@ -160,7 +160,9 @@ class _Detector(nn.Module):
         weights = edges / (edges.sum() + 1e-4)
         high = nn.swish(weights[0] * skip + weights[1] * up)
         head, box = nn.Conv(9 * 5, (1, 1)), nn.Conv(9 * 4, (1, 1))
-        flat = [[c(m).reshape(m.shape[0], -1, n) for m in (high, low)] for c, n in ((head, 5), (box, 4))]
+        flat = [
+            [c(m).reshape(m.shape[0], -1, n) for m in (high, low)] for c, n in ((head, 5), (box, 4))
+        ]
         return jnp.concatenate(flat[0], axis=1), jnp.concatenate(flat[1], axis=1)
 
 

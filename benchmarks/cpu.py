@@ -28,7 +28,7 @@ from skipconv_jax.ops import POLICIES, InputNormGate
 from skipconv_jax.plan import Constants, Plan, PlanState, compile_plan
 
 TARGETS = (2.51, 4.33, 7.92)
-_SIZES = {"hrnet_w32": 256, "efficientdet_d0": 512}
+SIZES = {"hrnet_w32": 256, "efficientdet_d0": 512}
 
 
 def make_model(name: str) -> Any:
@@ -59,9 +59,11 @@ class Contest:
     plan: Plan
     names: Sequence[str]
     state: PlanState
+    threads: int = 0
 
     def __post_init__(self) -> None:
-        self.step = jax.jit(self.plan.apply, donate_argnums=0)
+        step = functools.partial(self.plan.apply, threads=self.threads)
+        self.step = jax.jit(step, donate_argnums=0)
         self.costs = [np.zeros(p.mask_size) for p in self.plan.programs]
         convs = {n.name: n.conv for n in self.plan.graph.nodes if isinstance(n, g.ConvNode)}
         for program, cost in zip(self.plan.programs, self.costs, strict=True):
@@ -76,7 +78,7 @@ class Contest:
         return self.plan.with_gates({name: {"threshold": threshold} for name in self.names})
 
     def play(self, constants: Constants, frames: Sequence[jax.Array]) -> tuple[np.ndarray, float]:
-        """Seconds per frame after the first, and mean MACs of those frames."""
+        """Seconds per frame after the first, and mean MACs of those frames, of all streams."""
         self.state = self.plan.reset(self.state)
         seconds, spent = [], []
         for frame in frames:
@@ -85,7 +87,9 @@ class Contest:
             jax.block_until_ready(y)
             seconds.append(time.perf_counter() - start)
             spent.append(
-                sum(float(np.asarray(m[0]) @ c) for m, c in zip(masks, self.costs, strict=True))
+                sum(
+                    float((np.asarray(m) @ c).sum()) for m, c in zip(masks, self.costs, strict=True)
+                )
             )
         return np.array(seconds[1:]), float(np.mean(spent[1:]))
 
@@ -232,7 +236,7 @@ def main() -> None:
     """Parses arguments, measures, prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--video", required=True, type=pathlib.Path)
-    parser.add_argument("--model", default="hrnet_w32", choices=sorted(_SIZES))
+    parser.add_argument("--model", default="hrnet_w32", choices=sorted(SIZES))
     parser.add_argument("--policy", default="previous", choices=("previous", "reference"))
     parser.add_argument("--targets", type=float, nargs="*", default=TARGETS)
     parser.add_argument("--size", type=int, help="side of the frame; default: the network's own")
@@ -241,7 +245,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
-    args.size = args.size or _SIZES[args.model]
+    args.size = args.size or SIZES[args.model]
 
     video = clips.video_crop(args.video, args.size, args.frames)
     real = clips.normalise(video)

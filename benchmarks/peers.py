@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.onnx_files import onnxruntime_session, openvino_request
 from skipconv_jax import graph as g
 from skipconv_jax.graph.execute import execute_node
 
@@ -129,7 +130,7 @@ class _Onnx:
     def model(self) -> bytes:
         """The serialized model; outputs stay NCHW."""
         helper = self._helper
-        _, h, w, c = self.graph.avals[self.graph.inputs[0]].shape
+        b, h, w, c = self.graph.avals[self.graph.inputs[0]].shape
         names = {self.graph.inputs[0]: "x"}
         for node in self.graph.nodes:
             names[node.output] = self.node(node, [names[r] for r in node.inputs])
@@ -137,7 +138,7 @@ class _Onnx:
         made = helper.make_graph(
             self.nodes,
             "net",
-            [helper.make_tensor_value_info("x", self._float, [1, c, h, w])],
+            [helper.make_tensor_value_info("x", self._float, [b, c, h, w])],
             [helper.make_tensor_value_info(o, self._float, None) for o in outs],
             self.constants,
         )
@@ -166,33 +167,14 @@ def _nchw(x: np.ndarray) -> np.ndarray:
 
 def onnxruntime_runner(graph: g.Graph, threads: int) -> Runner:
     """onnxruntime's CPU provider."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    providers = ["CPUExecutionProvider"]
-    session = onnxruntime.InferenceSession(onnx_model(graph), options, providers)
-    return lambda x: session.run(None, {"x": _nchw(x)})
+    run, _ = onnxruntime_session(onnx_model(graph), threads)
+    return lambda x: run(_nchw(x))
 
 
 def openvino_runner(graph: g.Graph, threads: int) -> Runner:
-    """OpenVINO pinned to float32; its default on this hardware would be bfloat16."""
-    import openvino
-
-    core = openvino.Core()
-    options = {
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    request = core.compile_model(core.read_model(onnx_model(graph)), "CPU", options)
-    request = request.create_infer_request()
-
-    def run(x: np.ndarray) -> Any:
-        results = request.infer({0: _nchw(x)})
-        return [results[i] for i in range(len(results))]
-
-    return run
+    """OpenVINO pinned to float32."""
+    run, _ = openvino_request(onnx_model(graph), threads)
+    return lambda x: run(_nchw(x))
 
 
 def torch_runner(graph: g.Graph, threads: int) -> Runner:

@@ -71,17 +71,19 @@ def get_config(arg: str = "small") -> ConfigDict:
     )
     config.gated.update(
         {
-            "steps": 150,
-            "batch": 4,
-            "clip_length": 4,
+            "steps": 100,
+            "batch": 2,
+            "clip_length": 8,
             "lr": 5e-4,
             "schedule": "cosine",
             "clip_norm": 10.0,
-            "gate_lr_scale": 20.0,
-            "beta": 0.2,
+            "gate_lr_scale": 40.0,
+            "beta": 0.1,
         }
     )
-    config.skip.gate = ConfigDict({"name": "gumbel", "block": 4, "bias_init": 0.0})
+    config.skip.gate = ConfigDict(
+        {"name": "gumbel", "block": 4, "bias_init": 0.0, "kernel_gain": 10.0}
+    )
     exact = {"name": "input_norm", "threshold": 0.0, "block": 4}
     config.skip.rules = (("*/se/*", None), ("*conv_dw*", exact))
     config.eval.update({"batch": 8, "reset_every": 8, "drop_ignored": True})

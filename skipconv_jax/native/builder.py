@@ -379,8 +379,8 @@ class ProgramBuilder:
         self._outputs.append((maps[0].h, maps[0].w, maps[0].c) if alone else (sum(sizes),))
         for i, x in enumerate(maps):
             self._use(x, cur=True)
-            io, total, start = len(self._outputs) - 1, sum(sizes), sum(sizes[:i])
-            self._record(OUTPUT, x, [x], io=io, count=total, mode=start)
+            count, at = sum(sizes), sum(sizes[:i])
+            self._record(OUTPUT, x, [x], io=len(self._outputs) - 1, count=count, mode=at)
         return len(self._outputs) - 1
 
     # -- layout ------------------------------------------------------------------------------------

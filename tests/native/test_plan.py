@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skipconv_jax import native, skip
+from skipconv_jax import graph, native, skip
+from skipconv_jax.models.layers import upsample_nearest
 from skipconv_jax.ops import (
     Accumulate,
     AlwaysGate,
@@ -19,7 +20,7 @@ from skipconv_jax.ops import (
     OutputNormGate,
     Previous,
 )
-from skipconv_jax.plan import compile_plan
+from skipconv_jax.plan import Plan, compile_plan
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine is not built")
 
@@ -137,3 +138,68 @@ def test_policy_without_a_kernel_is_refused(network: Any) -> None:
     params, _ = net.init(variables, clip[0])
     with pytest.raises(ValueError, match=r"net\.apply"):
         compile_plan(net, params, clip[0])
+
+
+class _Detector(nn.Module):
+    """What EfficientDet is made of: squeeze-excite, weighted fusion, heads shared over levels."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = nn.swish(nn.Conv(20, (3, 3), strides=2)(x))
+        skip = nn.Conv(20, (1, 1))(x)
+        for kernel in (3, 5):
+            y = nn.swish(nn.Conv(40, (1, 1))(skip))
+            y = nn.swish(nn.Conv(40, (kernel, kernel), feature_group_count=40)(y))
+            s = nn.swish(nn.Conv(5, (1, 1))(y.mean(axis=(1, 2), keepdims=True)))
+            s = jnp.broadcast_to(nn.sigmoid(nn.Conv(40, (1, 1))(s)), y.shape)
+            skip = skip + nn.Conv(20, (1, 1))(y * s)
+        low = nn.max_pool(skip, (3, 3), (2, 2), "SAME")
+        low = nn.Conv(20, (5, 5), strides=2, feature_group_count=20, padding="SAME")(low)
+        up = upsample_nearest(low, 4)
+        edges = nn.relu(self.param("edges", nn.initializers.ones, (2,)))
+        weights = edges / (edges.sum() + 1e-4)
+        high = nn.swish(weights[0] * skip + weights[1] * up)
+        head, box = nn.Conv(9 * 5, (1, 1)), nn.Conv(9 * 4, (1, 1))
+        flat = [
+            [c(m).reshape(m.shape[0], -1, n) for m in (high, low)] for c, n in ((head, 5), (box, 4))
+        ]
+        return jnp.concatenate(flat[0], axis=1), jnp.concatenate(flat[1], axis=1)
+
+
+@pytest.mark.parametrize(
+    "policy", [Previous(), ClosedLoop(), Accumulate()], ids=lambda p: type(p).__name__
+)
+@pytest.mark.parametrize("gate", ["input", "gumbel", "always"])
+def test_detector_runs_as_one_native_call(policy: Any, gate: str) -> None:
+    if gate == "gumbel" and isinstance(policy, Accumulate):
+        pytest.skip("accumulated norms need a norm gate")
+    model, clip = _Detector(), _clip((2, 64, 48, 3), 6)
+    variables = model.init(jax.random.key(0), clip[0])
+    net = skip(model.apply, gate=_GATES[gate], policy=policy)
+    params, state = net.init(variables, clip[0], key=jax.random.key(1))
+    plan = compile_plan(net, params, clip[0])
+    assert isinstance(plan, Plan)
+    assert "XLA" not in plan.report()
+    assert len(plan.programs) == 1
+    products = [n for n in plan.graph.nodes if isinstance(n, graph.BinaryNode)]
+    assert len(products) == 2
+    assert "binary" not in plan.programs[0].names
+    plan_state, apply = plan.init_state(), jax.jit(net.apply)
+    for frame in clip:
+        y, state = apply(params, state, frame)
+        got, plan_state, masks = plan.step(plan_state, frame)
+        for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(got), strict=True):
+            assert a.shape == b.shape
+            np.testing.assert_allclose(b, a, atol=3e-5 * float(jnp.abs(a).max()), rtol=0)
+        for name, mask in plan.fired(masks).items():
+            np.testing.assert_array_equal(mask, state[name].fired, err_msg=name)
+
+
+def test_scale_goes_with_plain_pointwise_convolutions_only() -> None:
+    builder = native.ProgramBuilder()
+    x, s = builder.input(8, 8, 16), builder.input(1, 1, 16)
+    kernel = np.zeros((3, 3, 16, 16), np.float32)
+    with pytest.raises(ValueError, match="1x1"):
+        builder.conv(x, kernel, name="c", padding=((1, 1), (1, 1)), scale=s)
+    with pytest.raises(ValueError, match="one value per channel"):
+        builder.conv(x, kernel[:1, :1], name="c", scale=x)

@@ -29,7 +29,8 @@ def measure(setting: Setting) -> tuple[Row, dict[str, list[Row]]]:
     quick = setting.quick
     betas: Sequence[float] = BETAS[1:2] if quick else BETAS
     targets = (0.6,) if quick else (0.75, 0.5, 0.3)
-    weights = (2e-3,) if quick else (1e-3, 4e-3, 1e-2)
+    # The dense heatmap loss is 4e-4: penalties of the same order, for all of the cost.
+    weights = (2e-3,) if quick else (3e-4, 1e-3, 3e-3)
     combined = [(0.6, BETAS[1])] if quick else [(0.75, 8e-4), (0.5, 8e-4), (0.3, 2e-3)]
 
     def skip_row(beta: float) -> Row:

@@ -28,6 +28,7 @@ class Layer:
     count: float
     residual: bool
     act: str
+    scaled: bool = False
 
     def options(self) -> dict[str, Any]:
         """Arguments of `ProgramBuilder.conv` by name."""
@@ -91,6 +92,8 @@ class Emulator:
     def step(self, x: Array, fresh: Array) -> tuple[Array, Array]:
         """Output and mask of one frame; streams where `fresh` (B,) compute everything."""
         layer, x = self.layer, x.astype(np.float64)
+        if layer.scaled:
+            x = x / (1 + np.exp(-x.mean(axis=(1, 2), keepdims=True)))
         full = layer.convolve(x, layer.kernel, layer.groups)
         if self.z is None:
             grid = layer.score(x).shape
@@ -131,18 +134,22 @@ class Emulator:
         return score >= 0 if self.layer.gate == "linear" else score > self.layer.gate_params[0]
 
 
-def _random_layer(rng: np.random.Generator, size: tuple[int, int], ci: int) -> Layer:
+def _random_layer(
+    rng: np.random.Generator, size: tuple[int, int], ci: int, scaled: bool = False
+) -> Layer:
     kh, kw = (int(n) for n in rng.choice([1, 2, 3, 3, 3, 5], 2))
     dilation = tuple(int(n) for n in rng.choice([1, 1, 1, 2], 2))
     groups = int(rng.choice([1, 1, 1, ci] + [g for g in (2, 4) if ci % g == 0]))
     strides = tuple(int(n) for n in rng.choice([1, 1, 1, 2, 3], 2))
     if rng.random() < 0.4:  # what Winograd takes
         kh, kw, dilation, groups, strides = 3, 3, (1, 1), 1, (1, 1)
+    if scaled:
+        kh, kw, dilation, groups, strides = 1, 1, (1, 1), 1, (1, 1)
     co = groups * int(rng.integers(1, 4)) if groups > 1 else int(rng.integers(1, 70))
     if groups == ci:
         co = ci
     extent = [(k - 1) * d + 1 for k, d in zip((kh, kw), dilation, strict=True)]
-    same = rng.random() < 0.4 and strides == (1, 1)
+    same = scaled or (rng.random() < 0.4 and strides == (1, 1))
     padding = tuple(
         ((e - 1) // 2, e // 2)
         if same
@@ -173,8 +180,9 @@ def _random_layer(rng: np.random.Generator, size: tuple[int, int], ci: int) -> L
         gate=gate,
         gate_params=linear if gate == "linear" else threshold,
         count=float(kh * kw * ci),
-        residual=bool(same and co == ci and rng.random() < 0.7),
+        residual=bool(same and co == ci and rng.random() < 0.7 and not scaled),
         act=str(rng.choice(["none", "relu"])),
+        scaled=scaled,
     )  # fmt: skip
 
 
@@ -192,14 +200,17 @@ class Case:
 
 
 def random_case(seed: int) -> Case:
-    """Two convolutions of random geometry, gates and policies; both their outputs leave."""
+    """Two convolutions of random geometry, gates and policies; both their outputs leave.
+
+    The second may take its input times the sigmoid of its mean (squeeze-and-excitation).
+    """
     rng = np.random.default_rng(seed)
     size = (int(rng.integers(1, 23)), int(rng.integers(1, 23)))
     ci, batch, steps = int(rng.choice([1, 3, 8, 16, 20, 32, 40])), int(rng.integers(1, 4)), 5
     first = _random_layer(rng, size, ci)
     blank = np.zeros((1, *size, ci))
     middle = first.convolve(blank, first.kernel, first.groups).shape[1:3]
-    second = _random_layer(rng, middle, first.kernel.shape[3])
+    second = _random_layer(rng, middle, first.kernel.shape[3], scaled=bool(rng.random() < 0.3))
     builder = ProgramBuilder(winograd=bool(rng.random() < 0.8))
     raw = ci < 16 and first.groups == 1 and not first.residual
     x = builder.input(*size, ci, raw=raw)
@@ -207,11 +218,14 @@ def random_case(seed: int) -> Case:
     for i, layer in enumerate((first, second)):
         res = refs[-1] if layer.residual else None
         options = layer.options()
+        if layer.scaled:
+            options["scale"] = builder.affine(builder.mean(refs[-1]), act="sigmoid")
         refs.append(
             builder.conv(refs[-1], layer.kernel, layer.bias, name=f"c{i}", residual=res, **options)
         )
-    for ref in refs[1:]:
-        builder.output(ref)
+    flat = bool(rng.random() < 0.3)
+    for group in [refs[1:]] if flat else [[ref] for ref in refs[1:]]:
+        builder.output(*group)
     frames = np.empty((steps, batch, *size, ci), np.float32)
     frames[0] = rng.normal(size=frames.shape[1:])
     fresh = np.zeros((steps, batch), bool)
@@ -231,7 +245,8 @@ def random_case(seed: int) -> Case:
             h, m = emulator.step(h, fresh[t])
             outs.append(h)
             fired.append(m.reshape(batch, -1))
-        outputs.append(outs)
+        joined = [np.concatenate([o.reshape(batch, -1) for o in outs], axis=1)]
+        outputs.append(joined if flat else outs)
         masks.append(np.concatenate(fired, 1))
     text = f"seed {seed}: {size} x {batch}\n" + "\n".join(
         str({k: getattr(v, "shape", v) for k, v in vars(layer).items()})

@@ -101,7 +101,10 @@ bool change_fires(const Op& o, const Run& run, const Source& src, const Candidat
                   float* local) {
   const Params gate{run.call.gates + o.gp};
   if (c.fresh || o.gate == kAlways) {
-    if (o.policy == kAccumulate) run.arena(c.s)[o.acc + c.by * o.nbw + c.bx] = 0.f;
+    const int block = c.by * o.nbw + c.bx;
+    if (o.policy == kAccumulate) run.arena(c.s)[o.acc + block] = 0.f;
+    // Nobody looked at the block's values: no bound until somebody does.
+    if (is_scaled(o)) run.arena(c.s)[o.top + (long)block * src.view.t->Cs] = __builtin_inff();
     return true;
   }
   const Tensor& t = *src.view.t;

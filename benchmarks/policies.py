@@ -10,6 +10,7 @@ Every source is one stream of a batch. One run without reset gives all horizons:
 512 frames. Labelled clips are scored by their labels, videos by the dense network's answers.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def _runner(net: Any, experiment: Any, variables: Any, frame: Any) -> Any:
     """Jitted piece: state, threshold, frames and reset flags to figures per frame and stream."""
     counts = net.table(variables, frame)
 
-    def step(state: Any, threshold: jax.Array, x: jax.Array, flag: jax.Array) -> Any:
+    def step(variables: Any, state: Any, threshold: jax.Array, x: Any, flag: jax.Array) -> Any:
         gates = {row.name: {"threshold": threshold} for row in counts.skipped()}
         state = net.reset(state, jnp.broadcast_to(flag, x.shape[:1]))
         y, state = net.apply({"model": variables, "gates": gates}, state, x)
@@ -55,10 +56,12 @@ def _runner(net: Any, experiment: Any, variables: Any, frame: Any) -> Any:
         read = experiment.read(y), experiment.read(dense)
         return state, (error, size, macs.spent_total(counts, state), read)
 
-    def piece(state: Any, threshold: jax.Array, frames: jax.Array, flags: jax.Array) -> Any:
-        return jax.lax.scan(lambda s, xs: step(s, threshold, *xs), state, (frames, flags))
+    def piece(variables: Any, state: Any, threshold: jax.Array, frames: Any, flags: Any) -> Any:
+        one = lambda s, xs: step(variables, s, threshold, *xs)  # noqa: E731
+        return jax.lax.scan(one, state, (frames, flags))
 
-    return jax.jit(piece, donate_argnums=0), counts
+    # Weights are arguments: as constants they would be folded at length.
+    return functools.partial(jax.jit(piece, donate_argnums=1), variables), counts
 
 
 def _run(piece: Any, state: Any, threshold: float, frames: np.ndarray, reset: int) -> Any:

@@ -71,10 +71,10 @@ def get_config(arg: str = "small") -> ConfigDict:
     )
     config.gated.update(
         {
-            "steps": 100,
+            "steps": 120,
             "batch": 2,
             "clip_length": 8,
-            "lr": 5e-4,
+            "lr": 1e-3,
             "schedule": "cosine",
             "clip_norm": 10.0,
             "gate_lr_scale": 40.0,
@@ -82,11 +82,12 @@ def get_config(arg: str = "small") -> ConfigDict:
         }
     )
     config.skip.gate = ConfigDict(
-        {"name": "gumbel", "block": 4, "bias_init": 0.0, "kernel_gain": 10.0}
+        {"name": "gumbel", "block": 4, "bias_init": -4.0, "kernel_gain": 40.0}
     )
+    config.skip.policy = "reference"
     exact = {"name": "input_norm", "threshold": 0.0, "block": 4}
     config.skip.rules = (("*/se/*", None), ("*conv_dw*", exact))
-    config.eval.update({"batch": 8, "reset_every": 8, "drop_ignored": True})
+    config.eval.update({"batch": 8, "reset_every": 16, "drop_ignored": True})
     config.log_every = 20
     config.checkpoint_every = 250
     return config

@@ -73,6 +73,8 @@ class Report:
             text.append(
                 f"- {'holds' if claim.holds else 'DOES NOT HOLD'}: {claim.text} ({claim.detail})"
             )
+        if not self.claims:
+            text.append("- too few rows to read an ordering off")
         text += ["", *(line for note in self.notes for line in (note, ""))]
         pictures = sorted(p.name for p in setting.out.glob(f"{self.name}*.png"))
         text += [f"![{name}]({name})" for name in pictures]
@@ -124,6 +126,8 @@ def curves(
     """Accuracy over cost, one line per method (the paper's Figure 5)."""
     figure, axis = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
     for name, rows in series.items():
+        if not rows:
+            continue
         ordered = sorted(rows, key=lambda row: row[x])
         axis.plot([r[x] for r in ordered], [r[y] for r in ordered], marker="o", label=name)
     axis.plot([dense[x]], [dense[y]], "k*", ms=12, label="dense")

@@ -47,31 +47,39 @@ def measure(setting: Setting) -> tuple[Row, dict[str, list[Row]]]:
         "Skip-Conv": [partial(skip_row, beta) for beta in betas],
         "S-SVD + Skip-Conv": [partial(networks.svd_skipped, setting, t, b) for t, b in combined],
     }
-    return networks.dense(setting), {name: setting.each(rows) for name, rows in plan.items()}
+    found = {name: setting.each(rows) for name, rows in plan.items()}
+    return _with_cost(networks.dense(setting)), {
+        name: [_with_cost(row) for row in rows] for name, rows in found.items()
+    }
+
+
+def _with_cost(row: Row) -> Row:
+    """`cost`: the gates' own multiply-accumulates counted, which comparisons have to do."""
+    return row | {"cost": row["gmac"] + row["gate_gmac"]}
 
 
 def claims(dense: Row, methods: dict[str, list[Row]]) -> list[Claim]:
     """The orderings of Table 1 and Figure 5, read off the rows."""
-    half = 0.55 * dense["gmac"]
-    ours = best_at(methods["Skip-Conv"], half)
+    half = 0.6 * dense["cost"]
+    ours = best_at(methods["Skip-Conv"], half, "cost")
     found = [
         _kept("Skip-Conv keeps the dense PCK (within 0.5) at about half the cost", dense, ours)
     ]
     for name in ("S-SVD", "W-SVD", "L0", "CC-image"):
         if not methods[name]:
             continue
-        other = best_at(methods[name], half)
+        other = best_at(methods[name], half, "cost")
         text = f"Skip-Conv is more accurate than {name} at about half the cost"
         found.append(_beats(text, ours, other))
     alone = [row for name in ("Skip-Conv", "S-SVD") for row in methods[name]]
     if methods["S-SVD + Skip-Conv"] and alone:
-        both = min(methods["S-SVD + Skip-Conv"], key=lambda r: r["gmac"])
-        low = min(row["gmac"] for row in alone)
+        both = min(methods["S-SVD + Skip-Conv"], key=lambda r: r["cost"])
+        low = min(row["cost"] for row in alone)
         found.append(
             Claim(
                 "S-SVD + Skip-Conv reaches costs that neither reaches alone",
-                both["gmac"] < low,
-                f"{both['gmac']:.4f} GMAC at {both['pck']:.2f} PCK; the cheapest alone {low:.4f}",
+                both["cost"] < low,
+                f"{both['cost']:.4f} GMAC at {both['pck']:.2f} PCK; the cheapest alone {low:.4f}",
             )
         )
     return found
@@ -80,7 +88,7 @@ def claims(dense: Row, methods: dict[str, list[Row]]) -> list[Claim]:
 def _kept(text: str, dense: Row, row: Row | None) -> Claim:
     if row is None:
         return Claim(text, False, "no row that cheap")
-    detail = f"{row['pck']:.2f} at {row['gmac']:.4f} GMAC; dense {dense['pck']:.2f}"
+    detail = f"{row['pck']:.2f} at {row['cost']:.4f} GMAC; dense {dense['pck']:.2f}"
     return Claim(text, row["pck"] >= dense["pck"] - 0.5, detail)
 
 
@@ -88,8 +96,8 @@ def _beats(text: str, row: Row | None, other: Row | None) -> Claim:
     if row is None or other is None:
         return Claim(text, row is not None, "no row that cheap to compare")
     detail = (
-        f"{row['pck']:.2f} at {row['gmac']:.4f} GMAC against {other['pck']:.2f} at "
-        f"{other['gmac']:.4f}"
+        f"{row['pck']:.2f} at {row['cost']:.4f} GMAC against {other['pck']:.2f} at "
+        f"{other['cost']:.4f}"
     )
     return Claim(text, row["pck"] > other["pck"], detail)
 
@@ -98,7 +106,8 @@ def run(setting: Setting) -> None:
     """Measures and writes everything."""
     dense, methods = measure(setting)
     folder = networks.results_folder(setting)
-    curves(methods, folder / "table1.png", dense)
+    labels = ("GMAC / frame, gates included", "PCK@.2")
+    curves(methods, folder / "table1.png", dense, "cost", labels=labels)
     labelled = [("HRNet, dense", dense)] + [(n, r) for n, rows in methods.items() for r in rows]
     header = ("method", "GMAC", "gates", *dense["groups"], "PCK@.2", "PCK@.1")
     lines = [

@@ -18,7 +18,8 @@ gated one, cross-entropy per frame, random crops and flips; the dense phase star
 
 Time: meant for a GPU; not measured.
 
-    python -m experiments.table5 --config configs/tsn_jhmdb.py
+    python train.py --config configs/tsn_jhmdb.py
+    python eval.py --config configs/tsn_jhmdb.py
 """
 
 from ml_collections import ConfigDict

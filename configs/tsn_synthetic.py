@@ -3,7 +3,10 @@
 Source: the recipe of Habibian et al., CVPR 2021, supplement, section 6, at the scale of two CPU
 cores. Four actions (squat, stand, walk, wave), which overlap: everyone stands still at times.
 
-    python -m experiments.table5
+    python train.py --config configs/tsn_synthetic.py
+    python eval.py --config configs/tsn_synthetic.py
+
+`python -m experiments.table5` does both for several seeds.
 """
 
 from ml_collections import ConfigDict

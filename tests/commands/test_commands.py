@@ -10,9 +10,11 @@ import pytest
 
 from skipconv_jax.commands import common
 from skipconv_jax.commands.evaluate import (
+    Result,
     evaluate_dense,
     evaluate_skipped,
     report,
+    split_report,
     with_gates,
     write,
 )
@@ -198,3 +200,19 @@ def test_missing_weights_say_what_to_do(trained, tmp_path):
         common.load_weights(build(config), tmp_path)
     with pytest.raises(ValueError, match="must hold a trained phase"):
         common.trained_phase(tmp_path)
+
+
+def test_three_splits_are_rows_and_their_mean(trained):
+    experiment = build(trained[0])
+
+    def result(how, pck, gmac):
+        scores = {key: pck for key, _ in experiment.figures}
+        return Result(f"x@1 {how}", scores, gmac, 1.0, 0.25, {}, 8)
+
+    found = {n: [result("dense", n / 4, 1.0), result("skipped", n / 8, n / 4)] for n in (1, 2, 3)}
+    text, saved = split_report(experiment, found)
+    assert list(saved) == ["dense", "skipped"]
+    assert list(saved["skipped"]) == ["split 1", "split 2", "split 3", "mean"]
+    assert saved["skipped"]["mean"]["mean15"] == pytest.approx(0.25)
+    assert saved["skipped"]["mean"]["gmac"] == pytest.approx(0.5)
+    assert text.splitlines()[-1].split("|")[1].strip() == "skipped, mean"

@@ -23,6 +23,28 @@ def test_every_pose_config_builds_its_network(name):
     assert not [row for row in table.rows if not row.skipped]
 
 
+@pytest.mark.parametrize(
+    ("spec", "gmac"),
+    # One class; `reference/effdet_d0_macs.json` has 90.
+    [("efficientdet_detrac.py:d0", 2.2126), ("efficientdet_synthetic.py", 0.0524)],
+)
+def test_a_detector_has_a_gate_per_separable_pair(spec, gmac):
+    table = build(configs.load(f"configs/{spec}")).table()
+    assert table.macs / 1e9 == pytest.approx(gmac, rel=1e-3)
+    kinds = {}
+    for row in table.rows:
+        part = "se" if "/se/" in row.name else "dw" if "conv_dw" in row.name else "other"
+        kinds.setdefault(part, set()).add(type(row.gate).__name__)
+    assert kinds == {"se": {"NoneType"}, "dw": {"InputNormGate"}, "other": {"GumbelGate"}}
+    assert table.gate_macs < 0.03 * table.macs
+
+
+@pytest.mark.parametrize("spec", ["efficientdet_synthetic.py:huge", "efficientdet_detrac.py:d9"])
+def test_an_unknown_size_of_the_detector_is_refused(spec):
+    with pytest.raises(ValueError, match="must be one of"):
+        configs.load(f"configs/{spec}")
+
+
 def test_an_argument_reaches_the_config():
     assert configs.load("configs/hrnet_jhmdb.py:3").data.split == 3
     with pytest.raises(ValueError, match="must be the split"):

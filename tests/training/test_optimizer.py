@@ -37,3 +37,23 @@ def test_gates_learn_at_their_own_rate():
     updates, _ = opt.update(grads, opt.init(weights), weights)
     np.testing.assert_allclose(updates["model"]["k"], -1e-2, rtol=1e-4)
     np.testing.assert_allclose(updates["gates"]["g"], -1e-1, rtol=1e-4)
+
+
+def test_sgd_decays_kernels_alone_before_its_momentum():
+    recipe = toy.recipe(
+        optimizer="sgd", momentum=0.5, weight_decay=0.1, schedule="constant", lr=1.0
+    )
+    made = optimizer(recipe, 10)
+    one = jnp.ones(2)
+    weights = {"model": {"kernel": one, "bias": one}, "gates": {"kernel": one}}
+    state = made.init(weights)
+    zero = jax.tree.map(jnp.zeros_like, weights)
+    first, state = made.update(zero, state, weights)
+    second, _ = made.update(zero, state, weights)
+    assert first["model"]["kernel"].tolist() == pytest.approx([-0.1] * 2)
+    # The momentum holds the decay of the step before.
+    assert second["model"]["kernel"].tolist() == pytest.approx([-0.15] * 2)
+    assert not first["model"]["bias"].any()
+    assert not first["gates"]["kernel"].any()
+    with pytest.raises(ValueError, match="must be 'adam' or 'sgd'"):
+        optimizer(toy.recipe(optimizer="lion"), 10)

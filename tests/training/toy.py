@@ -62,7 +62,8 @@ class Batches:
 
 def recipe(**changes):
     values = {"lr": 1e-2, "schedule": "cosine", "milestones": (0.5,), "warmup": 0, "clip_norm": 0.0}
-    return ConfigDict({**values, "gate_lr_scale": 3.0, **changes})
+    rule = {"optimizer": "adam", "momentum": 0.9, "weight_decay": 0.0, "gate_lr_scale": 3.0}
+    return ConfigDict({**values, **rule, **changes})
 
 
 def forward(variables, frames):

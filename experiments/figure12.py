@@ -4,13 +4,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 
 from experiments import networks
 from experiments.figure36 import _clip, _enlarged
-from experiments.report import Claim, Report
+from experiments.report import Claim, Report, picture
 from experiments.setting import Row, Setting, command
 from experiments.table3 import BETA
 from skipconv_jax import SkipNet
@@ -74,15 +73,14 @@ def run(setting: Setting) -> None:
     table, found = masks(setting, net, params, clip)
     names = layers(table)
     pictures = []
-    for t in (1, 3, 5):
+    for t in (1, 5):
         pictures.append(draw.caption(_enlarged(clip[t]), f"frame {t + 1}"))
         pictures.append(draw.caption(_enlarged(residual(clip[t - 1], clip[t])), "residual"))
         for name in names:
             image = draw.overlay_firing(_enlarged(clip[t]), found[t][name])
             pictures.append(draw.caption(image, f"{name} {100 * found[t][name].mean():.1f} %"))
     sheet = draw.contact_sheet(pictures, columns=2 + len(names))
-    sheet = cv2.resize(sheet, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
-    draw.save(str(networks.results_folder(setting) / "figure12.png"), sheet)
+    picture(networks.results_folder(setting) / "figure12.png", sheet)
     shares = {n: float(np.mean([frame[n].mean() for frame in found[1:]])) for n in names}
     changed = np.mean(np.any(clip[1:] != clip[:-1], axis=-1))
     rows: list[Row] = [{"layer": name, "firing": share} for name, share in shares.items()]
@@ -105,7 +103,7 @@ def run(setting: Setting) -> None:
         ),
     ]
     note = (
-        "One test clip, frames 2 to 8; pictures show frames 2, 4 and 6. Red: computed; the rest is "
+        "One test clip, frames 2 to 8; pictures show frames 2 and 6. Red: computed; the rest is "
         "copied from the frame before. The paper's Figure 2 shows a detector."
     )
     Report("figure12", "Figures 1 and 2: residuals and masks", ("layer", "place", "firing"),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from experiments import networks
-from experiments.report import Claim, Report
+from experiments.report import Claim, Report, picture
 from experiments.setting import Row, Setting, command
 from experiments.table3 import BETA
 from skipconv_jax import SkipNet, macs, skip
@@ -22,7 +22,7 @@ PAPER = (
     ("3", "masks of gates trained with blocks: coarser, on the moving person"),
     ("6", "HRNet and HRNet + Skip-Conv predict alike; GMAC per frame is a fraction"),
 )
-_ZOOM = 3
+_ZOOM = 2
 
 
 def _clip(setting: Setting, frames: int) -> np.ndarray:
@@ -70,7 +70,7 @@ def masks(setting: Setting) -> list[Row]:
             text = f"{block}x{block}  frame {t + 1}  {gmac[t]:.4f} GMAC"
             pictures.append(draw.caption(image, text))
     sheet = draw.contact_sheet(pictures, columns=len(shown))
-    draw.save(str(networks.results_folder(setting) / "figure36-masks.png"), sheet)
+    picture(networks.results_folder(setting) / "figure36-masks.png", sheet)
     return rows
 
 
@@ -93,7 +93,7 @@ def predictions(setting: Setting) -> list[Row]:
             image = draw.draw_pose(_enlarged(clip[t]), joints[t] * _ZOOM)
             pictures.append(draw.caption(image, f"{name}  {gmac[t]:.4f} GMAC"))
     sheet = draw.contact_sheet(pictures, columns=len(shown))
-    draw.save(str(networks.results_folder(setting) / "figure36-predictions.png"), sheet)
+    picture(networks.results_folder(setting) / "figure36-predictions.png", sheet)
     return rows
 
 

@@ -59,7 +59,9 @@ def _jax_way(way: str, name: str) -> dict[str, float]:
         def step(x: Any) -> Any:
             return dense(variables, x)
     elif way == "native plan":
-        plan = compile_plan(net, net.init(variables, frame)[0], frame)
+        # Under jit the state that `net.apply` would need is never made.
+        gates = jax.jit(lambda v: net.init(v, frame)[0]["gates"])(variables)
+        plan = compile_plan(net, {"model": variables, "gates": gates}, frame)
         del variables
         kept = [plan.init_state()]
         state_bytes = plan.state_bytes()

@@ -141,7 +141,7 @@ def curves(
     plt.close(figure)
 
 
-def picture(path: Any, image: np.ndarray, colours: int = 64) -> None:
+def picture(path: Any, image: np.ndarray, colours: int = 128) -> None:
     """Writes a sheet of frames `(H, W, 3)` as a PNG of few colours: a tenth of the size."""
     palette = Image.fromarray(image).quantize(colours, dither=Image.Dither.NONE)
     palette.save(path, optimize=True)

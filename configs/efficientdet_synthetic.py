@@ -3,15 +3,24 @@
 Source: the recipe of Habibian et al., CVPR 2021, section 4.1, at the scale of two CPU cores.
 `small` (the default) sees 160x288 pixels, `tiny` 128x224; both are EfficientDet with narrower and
 shallower parts, three pyramid levels and smaller anchors, because the vehicles are small. What
-differs from the paper's recipe: Adam with a cosine schedule from random weights, gates that learn
-20 times faster (150 steps, not 4 epochs), a beta to match, and at test a reference frame every 8
-frames.
+differs from the paper's recipe: Adam with a cosine schedule from random weights (1000 dense steps
+of 16 frames), 120 gated steps of 2 clips of 8 frames, gates that learn 40 times faster and start
+with larger kernels because the residuals are small, and the drift-free policy `reference`: under
+Eq. 3 vehicles that move a pixel per frame are forgotten. At test a sequence has one reference
+frame.
 
 Gates sit per separable pair, at its 1x1 convolution; depthwise convolutions fire exactly where
 their input changed (Input-Norm, threshold 0), which costs no multiplication, and
 squeeze-and-excitation stays dense: it runs on one position.
 
 Data: 120 sequences of 16 frames, 72 to train and 48 to test, each with a camera of its own.
+
+Reached on 768 held-out frames (`small`): dense 37.35 AP@[.5:.95] (80.7 at IoU .5) at 0.0524 GMAC;
+skipped 28.31 AP (69.0) at 0.0175 GMAC, 0.0187 with its gates, 2.81x. The paper loses nothing at 3x:
+these gates, trained for three minutes, do not yet find what moves better than an Input-Norm gate
+without training (0.06: 32.1 AP at 2.67x, with a reference frame every 8 on half of the frames).
+
+Time: about 11 and 4 minutes for the phases on two free cores.
 
     python train.py --config configs/efficientdet_synthetic.py
     python eval.py --config configs/efficientdet_synthetic.py

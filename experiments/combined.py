@@ -20,6 +20,9 @@ METHODS = ("spatial", "weight", "l0")
 
 def measure(where: Setting, method: str, target: float, beta: float) -> dict[str, Row]:
     """Rows of the dense, the compressed and the combined network."""
+    if method != "l0" and not 0 < target < 1:
+        # Refused before anything is trained.
+        raise ValueError(f"`target` (={target}) must lie between 0 and 1, a share of the cost.")
     if method == "l0":
         alone = networks.l0(where, target)
         both = networks.l0_skipped(where, target, beta)

@@ -146,6 +146,7 @@ def skip_conv(
         precision=precision,
     )
     _check_arrays(kernel, bias, x, conv)
+    _check_kind(state)
     # What a warp moved into the padding was there and is no more: the residual reaches that far.
     seen, around = (x, conv) if state.stale is None else (conv.pad(x), conv.padded())
     _check_state(state, seen, around, gate, policy)
@@ -272,11 +273,14 @@ def _check_epilogue(epilogue: Epilogue | None, policy: Policy) -> None:
         )
 
 
-def _check_state(state: SkipState, x: jax.Array, conv: Conv, gate: Gate, policy: Policy) -> None:
+def _check_kind(state: Any) -> None:
     if not isinstance(state, SkipState):
         raise ValueError(
             f"`state` (a {type(state).__name__}) must be a SkipState; make one with `init_state`."
         )
+
+
+def _check_state(state: SkipState, x: jax.Array, conv: Conv, gate: Gate, policy: Policy) -> None:
     streams = state.fresh.shape[0]
     expected = jax.eval_shape(
         lambda: _blank_state(jnp.zeros(x.shape, x.dtype), conv, gate, policy, streams)

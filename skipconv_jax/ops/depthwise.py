@@ -3,8 +3,9 @@
     z[n, o, c] = sum_k x[n, o s + k d - p, c] w[k, c]
 
 XLA for CPUs has no kernel for grouped convolutions and runs a naive loop. As one fused sum of
-shifted products the same convolution took a fiftieth of the time and less (3x3 and 5x5, 16 to 120
-channels, two cores), and its gradients a fifth to a thirtieth.
+shifted products the same convolution was 14 to 300 times faster (four shapes, 3x3 and 5x5, 16 to
+120 channels, two cores) and its input gradient 3 to 27 times; the kernel gradient gained up to 6
+times and lost 3 times on the shape of fewest channels.
 """
 
 from collections.abc import Sequence

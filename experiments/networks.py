@@ -127,6 +127,7 @@ def gated_network(
     base: Tree = None,
     key: str = "skip",
     make: Callable[..., SkipNet] = skip,
+    mode: str = "frozen",
 ) -> tuple[SkipNet, Tree]:
     """A network with trained Gumbel gates: the skipped inference network and its weights.
 
@@ -140,6 +141,7 @@ def gated_network(
       base: variables to start from; those of the dense network by default.
       key: name of the kind of run.
       make: `skip`, or `cc_image`.
+      mode: of batch norm in training, 'frozen' or 'train'.
     """
     experiment = setting.experiment
     recipe = setting.config.gated.copy_and_resolve_references()
@@ -150,7 +152,7 @@ def gated_network(
     block = block or gate_settings["block"]
     gate = GumbelGate(block=block, bias_init=gate_settings["bias_init"])
     base = dense_network(setting) if base is None else base
-    net = make(wrap(experiment.forward("frozen")), gate=gate)
+    net = make(wrap(experiment.forward(mode)), gate=gate)
     served = make(wrap(experiment.predict), gate=gate)
     frame = experiment.frame()
     params, _ = net.init(base, frame, key=jax.random.key(seed))
@@ -175,8 +177,11 @@ def skipped(setting: Setting, beta: float, reset_every: int | None = None, **opt
 
 
 def cc(setting: Setting, beta: float, seed: int = 0) -> Row:
-    """The row of CC-image."""
-    return skipped(setting, beta, key="cc", seed=seed, make=cc_image)
+    """The row of CC-image.
+
+    Its batch norm trains: zeros where nothing is computed change what each layer sees.
+    """
+    return skipped(setting, beta, key="cc", seed=seed, make=cc_image, mode="train")
 
 
 def _subset(setting: Setting) -> dict[str, jax.Array]:

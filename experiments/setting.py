@@ -77,9 +77,9 @@ class Setting:
         config = configs.load(str(ROOT / "configs" / "hrnet_synthetic.py"))
         config.data.root = str(self.workdir / "data")
         config.eval.reset_every = 8
-        # Less than the demo's, for some thirty trainings: 120 steps of 4 clips instead of 200 of 8,
-        # gates as far to travel, every other test clip.
-        config.gated.update({"steps": 120, "batch": 4, "gate_lr_scale": 30.0})
+        # Less than the demo's, for some thirty trainings: clips of half of the batch, every other
+        # test clip.
+        config.gated.update({"batch": 4})
         config.eval.max_clips = 26
         clips, scene = 200, synthetic_pose.Scene(height=180, width=240, frames=24)
         if self.quick:

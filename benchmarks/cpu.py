@@ -62,8 +62,6 @@ class Contest:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        step = functools.partial(self.plan.apply, threads=self.threads)
-        self.step = jax.jit(step, donate_argnums=0)
         self.costs = [np.zeros(p.mask_size) for p in self.plan.programs]
         convs = {n.name: n.conv for n in self.plan.graph.nodes if isinstance(n, g.ConvNode)}
         for program, cost in zip(self.plan.programs, self.costs, strict=True):
@@ -83,7 +81,9 @@ class Contest:
         seconds, spent = [], []
         for frame in frames:
             start = time.perf_counter()
-            y, self.state, masks = self.step(self.state, frame, constants)
+            y, self.state, masks = self.plan.step(
+                self.state, frame, constants, threads=self.threads
+            )
             jax.block_until_ready(y)
             seconds.append(time.perf_counter() - start)
             spent.append(
@@ -204,7 +204,7 @@ def make_contest(args: argparse.Namespace, real: np.ndarray) -> tuple[Contest, f
     frame = jnp.asarray(real[:1])
     params, _ = net.init(variables, frame)
     start = time.perf_counter()
-    plan = compile_plan(net, params, frame)
+    plan = compile_plan(net, params, frame, keep_outputs=True)
     if not isinstance(plan, Plan):
         raise SystemExit(native.status())
     contest = Contest(plan, list(params["gates"]), plan.init_state())

@@ -1,8 +1,9 @@
 """Figures 4 and 7: AP against GMAC of a video detector, by three gates and by two baselines.
 
-On synthetic traffic with two small EfficientDets: Skip-Conv with Gumbel gates (a training per
-beta), Output-Norm and Input-Norm gates (no training, a threshold each), predictions copied between
-key frames, and Deep Feature Flow with a trained flow network.
+On synthetic traffic with two small EfficientDets: Skip-Conv with Gumbel gates of the residual's
+magnitude (a training per beta) and of the signed residual as published, Output-Norm and Input-Norm
+gates (no training, a threshold each), predictions copied between key frames, and Deep Feature Flow
+with a trained flow network.
 """
 
 import dataclasses
@@ -39,11 +40,13 @@ PAPER = (
     ("EfficientDet-D3 + Skip-Conv, Gumbel", "62.6", "6.36"),
     ("EfficientDet-D2 + Skip-Conv, Output-Norm", "61.2", "6.03 of 9.52"),
 )
-SIZES = ("tiny", "small")
-BETAS = (0.1, 0.3)
-THRESHOLDS = {"input_norm": (0.03, 0.06, 0.1), "output_norm": (0.004, 0.008, 0.015)}
+SIZES = ("small", "tiny")
+BETAS = (0.04, 0.1)
+THRESHOLDS = {"input_norm": (0.02, 0.03, 0.04), "output_norm": (0.003, 0.005, 0.008)}
 INTERVALS = (2, 4, 8)
-METHODS = ("Gumbel", "Output-Norm", "Input-Norm", "interleaved", "feature flow")
+SIGNED = "Gumbel, signed"
+SIGNED_GAIN = 40.0
+METHODS = ("Gumbel", "Output-Norm", "Input-Norm", SIGNED, "interleaved", "feature flow")
 
 
 def config_of(where: Setting, size: str) -> ConfigDict:
@@ -73,6 +76,7 @@ def measure(where: Setting, size: str) -> tuple[Row | None, dict[str, list[Row]]
     dense = where.each([detector.dense])
     methods = {
         "Gumbel": where.each(partial(detector.gumbel, beta) for beta in betas),
+        SIGNED: where.each([partial(detector.gumbel, betas[0], "signed")]),
         "interleaved": where.each(partial(detector.baseline, "interleaved", n) for n in intervals),
         "feature flow": where.each(
             partial(detector.baseline, "feature_flow", n) for n in intervals
@@ -118,18 +122,23 @@ class Detector:
 
         return self._row("dense", compute)
 
-    def gumbel(self, beta: float) -> Row:
+    def gumbel(self, beta: float, sees: str = "magnitude") -> Row:
         """Skip-Conv with gates trained at a beta."""
+        name = f"{beta:g}" if sees == "magnitude" else f"{sees}-{beta:g}"
 
         def compute() -> Result:
             self._weights(DENSE)
             config = self._config.copy_and_resolve_references()
             config.gated.beta = beta
-            weights = self._weights(GATED, config, f"gated-beta{beta:g}")
-            label = f"Gumbel, beta {beta:g}"
+            config.skip.gate.sees = sees
+            if sees == "signed":
+                # Xavier's spread; the magnitude's constant gain would be another one.
+                config.skip.gate.kernel_gain = SIGNED_GAIN
+            weights = self._weights(GATED, config, f"gated-{name}")
+            label = f"beta {beta:g}"
             return evaluate_skipped(self._experiment, weights, self._videos(), label)
 
-        return self._row(f"gumbel-{beta:g}", compute, beta=beta)
+        return self._row(f"gumbel-{name}", compute, beta=beta, sees=sees)
 
     def norm(self, gate: str, threshold: float) -> Row:
         """Skip-Conv with a norm gate on every convolution but squeeze-and-excitation."""
@@ -174,7 +183,7 @@ def claims(size: str, dense: Row, methods: dict[str, list[Row]]) -> list[Claim]:
         )
     )
     orders = [("Gumbel", "Output-Norm"), ("Output-Norm", "Input-Norm"), ("Gumbel", "interleaved"),
-              ("Gumbel", "feature flow")]  # fmt: skip
+              ("Gumbel", "feature flow"), ("Gumbel", SIGNED)]  # fmt: skip
     for better, worse in orders:
         one = best_at(methods[better], kept["cost"], "cost", "ap")
         other = best_at(methods[worse], kept["cost"], "cost", "ap")
@@ -199,7 +208,7 @@ def plot(sizes: dict[str, tuple[Row, dict[str, list[Row]]]], path: Path) -> None
     for axis, (size, (dense, methods)) in zip(axes[0], sizes.items(), strict=True):
         for name, rows in methods.items():
             ordered = sorted(rows, key=lambda row: row["cost"])
-            style = "--" if name in METHODS[3:] else "-"
+            style = "--" if name in METHODS[-2:] else "-"
             axis.plot([r["cost"] for r in ordered], [r["ap"] for r in ordered], style, marker="o",
                       ms=4, label=name)  # fmt: skip
         axis.plot([dense["cost"]], [dense["ap"]], "k*", ms=12, label="dense")

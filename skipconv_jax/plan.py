@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from skipconv_jax import graph as g
@@ -35,6 +36,7 @@ from skipconv_jax.trace import number_of_streams
 from skipconv_jax.transform import Rule, SkipNet
 
 PlanState = tuple[jax.Array, ...]
+Masks = tuple[jax.Array, ...]
 Constants = tuple[tuple[jax.Array, jax.Array, jax.Array], ...]
 
 
@@ -65,6 +67,7 @@ class Plan:
       segments: programs with what follows each of them.
       layers: rule of every Skip-Convolution.
       streams: B of the example frame.
+      keep_outputs: the state holds the outputs, and a frame writes where they changed.
     """
 
     graph: g.Graph
@@ -72,6 +75,7 @@ class Plan:
     segments: tuple[_Segment, ...]
     layers: Mapping[str, Rule]
     streams: int
+    keep_outputs: bool = False
 
     @property
     def programs(self) -> list[Program]:
@@ -84,20 +88,48 @@ class Plan:
         return tuple(p.constants for p in self.programs)
 
     def init_state(self, streams: int | None = None) -> PlanState:
-        """State of fresh streams, one `(B, floats)` array per program; donate it."""
-        return tuple(p.init_state(streams or self.streams) for p in self.programs)
+        """State of fresh streams, one `(B, floats)` array per program; donate it.
+
+        With `keep_outputs` the programs' outputs follow.
+        """
+        streams = streams or self.streams
+        arenas = tuple(p.init_state(streams) for p in self.programs)
+        shapes = [(streams, *self.graph.avals[ref].shape[1:]) for ref in self._kept]
+        return *arenas, *(jnp.zeros(shape, jnp.float32) for shape in shapes)
+
+    @functools.cached_property
+    def _kept(self) -> list[int]:
+        """Tensors that the state holds after the arenas."""
+        return [ref for s in self.segments for ref in s.outputs] if self.keep_outputs else []
 
     def reset(self, state: PlanState, streams: jax.Array | None = None) -> PlanState:
         """State whose next frame computes everything for the given streams `(B,)` (default all)."""
-        return tuple(p.reset(s, streams) for p, s in zip(self.programs, state, strict=True))
+        arenas, kept = self._parts(state)
+        new = (p.reset(s, streams) for p, s in zip(self.programs, arenas, strict=True))
+        return *new, *kept
+
+    def _parts(self, state: PlanState) -> tuple[PlanState, PlanState]:
+        """Arenas and kept outputs.
+
+        Raises:
+          ValueError: a state of another plan.
+        """
+        count = len(self.segments)
+        if len(state) != count + len(self._kept):
+            raise ValueError(
+                f"`state` (={len(state)} arrays) must have {count + len(self._kept)}, as of this "
+                "plan's `init_state`; `keep_outputs` is part of a plan."
+            )
+        return state[:count], state[count:]
 
     def apply(
         self, state: PlanState, x: Any, constants: Constants | None = None, *, threads: int = 0
-    ) -> tuple[Any, PlanState, PlanState]:
+    ) -> tuple[Any, PlanState, Masks]:
         """One frame: what the network returns, the new state, and the masks of each program.
 
         Pure, fit for `jit` and `scan`. Under a jit of your own pass `plan.constants` as an
-        argument, or the weights become part of the compiled program.
+        argument, or the weights become part of the compiled program. With `keep_outputs` read y
+        inside that jit: returned from it, y is a copy of what the state holds.
 
         Args:
           state: from `init_state` or the previous frame.
@@ -105,33 +137,57 @@ class Plan:
           constants: `plan.constants`, or with gate parameters from `with_gates`.
           threads: of one call; 0 takes `native.num_threads()`.
         """
+        others, state, masks = self._advance(state, x, constants, threads=threads)
+        return self._returned(others, state), state, masks
+
+    def _advance(
+        self, state: PlanState, x: Any, constants: Constants | None = None, *, threads: int = 0
+    ) -> tuple[dict[int, Any], PlanState, Masks]:
+        """`apply` whose outputs are by tensor, without those that the new state holds."""
         values: dict[int, Any] = dict(zip(self.graph.inputs, jax.tree.leaves(x), strict=True))
         self._execute(self.before, values)
         new, masks = [], []
+        arenas, kept = self._parts(state)
+        held = dict(zip(self._kept, kept, strict=True))
         for segment, arena, const in zip(
-            self.segments, state, constants or self.constants, strict=True
+            self.segments, arenas, constants or self.constants, strict=True
         ):
             frames = [self._as_positions(values[r], r) for r in segment.inputs]
-            outputs, arena, fired = segment.finished().apply(const, arena, *frames, threads=threads)
+            last = [held[r] for r in segment.outputs if r in held]
+            outputs, arena, fired = segment.finished().apply(
+                const, arena, *frames, kept=last, threads=threads
+            )
             for ref, value in zip(segment.outputs, outputs, strict=True):
-                values[ref] = value.reshape((-1, *self.graph.avals[ref].shape[1:]))
+                shape = (-1, *self.graph.avals[ref].shape[1:])
+                # XLA copies kept outputs that it has to reshape.
+                values[ref] = value if ref in held else value.reshape(shape)
             self._execute(segment.after, values)
             new.append(arena)
             masks.append(fired)
+        others = {r: values[r] for r in self.graph.outputs if isinstance(r, int) and r not in held}
+        return others, (*new, *(values[r] for r in held)), tuple(masks)
+
+    def _returned(self, others: Mapping[int, Any], state: PlanState) -> Any:
+        """What the network returns, from `_advance`'s tensors and the state."""
+        values = {**others, **dict(zip(self._kept, self._parts(state)[1], strict=True))}
         leaves = [values[o] if isinstance(o, int) else o for o in self.graph.outputs]
-        return jax.tree.unflatten(self.graph.tree, leaves), tuple(new), tuple(masks)
+        return jax.tree.unflatten(self.graph.tree, leaves)
 
     @functools.cached_property
     def _jitted(self) -> Any:
-        return jax.jit(self.apply, donate_argnums=0, static_argnames="threads")
+        return jax.jit(self._advance, donate_argnums=0, static_argnames="threads")
 
     def step(
-        self, state: PlanState, x: Any, *, threads: int = 0
-    ) -> tuple[Any, PlanState, PlanState]:
-        """`apply`, compiled once, with the state updated in place (the old one is gone)."""
-        return self._jitted(state, x, self.constants, threads=threads)
+        self, state: PlanState, x: Any, constants: Constants | None = None, *, threads: int = 0
+    ) -> tuple[Any, PlanState, Masks]:
+        """`apply`, compiled once, with the state updated in place (the old one is gone).
 
-    def fired(self, masks: PlanState) -> dict[str, jax.Array]:
+        With `keep_outputs` y is gone at the next step too: copy what has to last.
+        """
+        others, state, masks = self._jitted(state, x, constants or self.constants, threads=threads)
+        return self._returned(others, state), state, masks
+
+    def fired(self, masks: Masks) -> dict[str, jax.Array]:
         """Masks by convolution, each `(B, nh, nw)`, of the Skip-Convolutions."""
         named: dict[str, jax.Array] = {}
         for program, mask in zip(self.programs, masks, strict=True):
@@ -154,7 +210,7 @@ class Plan:
                     slot.gate, params, slot.factor, slot.count, channels, slot.channels
                 )
                 values[slot.gate_offset : slot.gate_offset + new.size] = new
-            result.append((words, weights, jax.numpy.asarray(values)))
+            result.append((words, weights, jnp.asarray(values)))
         return tuple(result)
 
     def state_bytes(self) -> int:
@@ -184,7 +240,9 @@ class Plan:
             values.update(zip(refs, made, strict=True))
 
 
-def compile_plan(net: SkipNet, params: Any, x: Any, *, winograd: bool = True) -> Plan | XlaPlan:
+def compile_plan(
+    net: SkipNet, params: Any, x: Any, *, winograd: bool = True, keep_outputs: bool = False
+) -> Plan | XlaPlan:
     """Folds a skipped network with concrete parameters into a plan for frames like x.
 
     On a GPU or TPU the plan is that of `skipconv_jax.plan_xla.fold_plan`, which runs the platform's
@@ -195,6 +253,9 @@ def compile_plan(net: SkipNet, params: Any, x: Any, *, winograd: bool = True) ->
       params: `{'model': variables, 'gates': {name: parameters}}`, concrete.
       x: a frame of B streams; only shapes are read.
       winograd: F(2x2, 3x3) for 3x3 convolutions of stride 1; errors stay near 1e-6 relative.
+      keep_outputs: keep the outputs in the state and write them where they changed, instead of all
+        of them into new memory. For large outputs that are read before the next frame; a native
+        plan only, others do as before.
 
     Raises:
       ValueError: a gate or policy the engine does not have, or a Skip-Convolution it can't take.
@@ -211,7 +272,7 @@ def compile_plan(net: SkipNet, params: Any, x: Any, *, winograd: bool = True) ->
     before, segments = _partition(graph)
     for segment in segments:
         _fill(segment, graph, layers, params["gates"], winograd)
-    return Plan(graph, tuple(before), tuple(segments), layers, number_of_streams(x))
+    return Plan(graph, tuple(before), tuple(segments), layers, number_of_streams(x), keep_outputs)
 
 
 def _check_complete(graph: g.Graph, layers: Mapping[str, Rule]) -> None:

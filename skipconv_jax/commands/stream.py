@@ -195,7 +195,7 @@ def _plan(
         why = native.status() if jax.default_backend() == "cpu" else "not on a CPU"
     if not why:
         try:
-            plan = compile_plan(net, params, frame)
+            plan = compile_plan(net, params, frame, keep_outputs=True)
         except ValueError as error:
             why = str(error)
         else:

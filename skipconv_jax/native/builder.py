@@ -22,7 +22,8 @@ ACTIVATIONS = (
     "sqrt", "rsqrt", "square",
 )  # fmt: skip
 POLICIES = ("previous", "reference", "accumulate")
-GATES = ("norm", "always", "linear")
+GATES = ("norm", "always", "linear", "magnitude")
+LINEAR = ("linear", "magnitude")
 POOLS = ("max", "mean", "mean_valid", "sum")
 BINARIES = ("mul", "add", "sub", "div", "max", "min", "rsub", "rdiv")
 _FIELDS = (
@@ -161,7 +162,8 @@ class ProgramBuilder:
         `scale` `(B, 1, 1, Ci)` goes with a plain 1x1 convolution only.
 
         A norm gate fires where factor * sum|r| / count > gate_params[0]; a linear gate has
-        `gate_params` = bias, then its kernel `(kh, kw, Ci)`, and fires where its logit is >= 0.
+        `gate_params` = bias, then its kernel `(kh, kw, Ci)`, and fires where its logit is >= 0; a
+        magnitude gate is one of |r|.
         """
         kh, kw, _, co = kernel.shape
         (pt, pb), (pl, pr) = padding
@@ -186,9 +188,9 @@ class ProgramBuilder:
             raise ValueError(
                 f"`policy` (={policy!r}), `gate` (={gate!r}) must be of {POLICIES}, {GATES}."
             )
-        if policy == "accumulate" and gate == "linear":
+        if policy == "accumulate" and gate in LINEAR:
             raise ValueError(
-                "`gate` (='linear') must be a norm to accumulate; use policy 'reference'."
+                f"`gate` (={gate!r}) must be a norm to accumulate; use policy 'reference'."
             )
         made = scale is not None
         self._use(x, delta=policy != "reference", cur=policy != "previous" or made)
@@ -449,7 +451,7 @@ def gate_words(
 ) -> np.ndarray:
     """Gate parameters as the engine reads them (csrc/gate.h)."""
     params = params.ravel()
-    if gate != "linear":
+    if gate not in LINEAR:
         return np.asarray([params[0], factor, count, 0.0], np.float32)
     taps = params[1:].reshape(-1, channels)
     kernel = np.zeros((taps.shape[0], stride), np.float32)
@@ -500,24 +502,33 @@ class Program:
         with jax.ensure_compile_time_eval():
             return jnp.asarray(self.words), jnp.asarray(self.weights), jnp.asarray(self.gates)
 
+    def _blank(self, batch: int) -> list[jax.ShapeDtypeStruct]:
+        return [jax.ShapeDtypeStruct((batch, *shape), jnp.float32) for shape in self.outputs]
+
     def apply(
         self,
         constants: tuple[jax.Array, jax.Array, jax.Array],
         state: jax.Array,
         *frames: jax.Array,
+        kept: Sequence[jax.Array] = (),
         threads: int = 0,
     ) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
-        """One frame of every stream: (outputs, state, masks `(B, mask_size)`)."""
+        """One frame of every stream: (outputs, state, masks `(B, mask_size)`).
+
+        `kept` are the outputs of the last frame (zeros before the first), in any shape of as many
+        floats: they become those of this one, written where they changed. Donate them.
+        """
         library.load()
         batch = state.shape[0]
         f32 = jnp.float32
         results: list[Any] = [
             jax.ShapeDtypeStruct(state.shape, f32),
             jax.ShapeDtypeStruct((batch, self.mask_size), f32),
-            *(jax.ShapeDtypeStruct((batch, *shape), f32) for shape in self.outputs),
+            *(jax.ShapeDtypeStruct(a.shape, f32) for a in kept or self._blank(batch)),
         ]
-        call = jax.ffi.ffi_call(library.TARGET, results, input_output_aliases={3: 0})
-        new, masks, *outputs = call(*constants, state, *frames, threads=np.int64(threads))
+        aliases = {3: 0} | {4 + len(frames) + i: 2 + i for i in range(len(kept))}
+        call = jax.ffi.ffi_call(library.TARGET, results, input_output_aliases=aliases)
+        new, masks, *outputs = call(*constants, state, *frames, *kept, threads=np.int64(threads))
         return tuple(outputs), new, masks
 
     def fired(self, masks: jax.Array) -> Mapping[str, jax.Array]:

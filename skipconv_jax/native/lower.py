@@ -214,7 +214,8 @@ def _gate(node: g.ConvNode, gate: Gate, params: GateParams) -> dict[str, Any]:
         return {"gate": "always"}
     if type(gate) is GumbelGate:
         flat = [np.ravel(params["bias"]), np.ravel(params["kernel"])]
-        return {"gate": "linear", "gate_params": np.concatenate(flat)}
+        name = "magnitude" if gate.sees == "magnitude" else "linear"
+        return {"gate": name, "gate_params": np.concatenate(flat)}
     if type(gate) not in (InputNormGate, OutputNormGate):
         raise ValueError(
             f"`gate` of {node.name!r} (={gate}) must be an InputNormGate, OutputNormGate, "

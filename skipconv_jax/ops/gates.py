@@ -23,6 +23,7 @@ from skipconv_jax.ops.geometry import Conv, widen
 GateParams = dict[str, jax.Array]
 
 _REDUCTIONS = ("mean", "sum")
+_SIGHTS = ("signed", "magnitude")
 
 
 @runtime_checkable
@@ -220,8 +221,8 @@ class AlwaysGate:
 class GumbelGate:
     r"""Trained gate, Eq. 8: g ~ Bernoulli(sigmoid(f(r_t; phi))), f a one-channel convolution.
 
-    f has the window, stride, padding and dilation of its layer and sees the signed residual, all
-    input channels. With a random key (training) each block draws logistic noise n, the difference
+    f has the window, stride, padding and dilation of its layer and sees all input channels of the
+    residual. With a random key (training) each block draws logistic noise n, the difference
     of two Gumbel variables, and fires where logit + n >= 0, which has probability sigmoid(logit);
     the backward pass is that of sigmoid((logit + n) / temperature) (straight-through). Without a
     key (inference) it fires where logit >= 0.
@@ -233,12 +234,18 @@ class GumbelGate:
       kernel_gain: factor on the initial kernel; 1 is the published Xavier. A residual of root mean
         square q starts with logits that spread by 1.4 kernel_gain q around the bias, whatever the
         layer. Where residuals are small, a larger gain lets gates tell motion from noise at once.
+      sees: 'signed' residuals, as published, or their 'magnitude', f(|r_t|; phi). What arrives at a
+        position and what leaves it differ in sign, and a signed gate of a 1x1 window can fire on
+        one of them only. A magnitude gate's kernel starts at kernel_gain / (window x Ci)
+        everywhere, which is the Input-Norm gate of eps = -bias_init / kernel_gain, and learns which
+        channels count, and from where on.
     """
 
     block: int = 8
     bias_init: float = 1.65
     temperature: float = 2 / 3
     kernel_gain: float = 1.0
+    sees: str = "signed"
 
     def __post_init__(self) -> None:
         _check_block(self)
@@ -250,13 +257,17 @@ class GumbelGate:
             raise ValueError(
                 f"`kernel_gain` (={self.kernel_gain!r}) must be finite and positive; 1 is usual."
             )
+        if self.sees not in _SIGHTS:
+            raise ValueError(f"`sees` (={self.sees!r}) must be one of {_SIGHTS}.")
         if not checks.is_finite(self.bias_init):
             raise ValueError(
                 f"`bias_init` (={self.bias_init!r}) must be a finite logit; 1.65 fires 84 %."
             )
 
     def init(self, key: jax.Array | None, conv: Conv) -> GateParams:
-        """`{'kernel': (*window, Ci, 1), 'bias': (1,)}`, Xavier-uniform and constant, float32.
+        """`{'kernel': (*window, Ci, 1), 'bias': (1,)}`, float32: Xavier-uniform and constant.
+
+        The kernel of a magnitude gate is constant too.
 
         Raises:
           ValueError: no key.
@@ -271,6 +282,8 @@ class GumbelGate:
         limit = self.kernel_gain * math.sqrt(6 / (taps * (conv.in_channels + 1)))
         shape = (*conv.window, conv.in_channels, 1)
         kernel = jax.random.uniform(key, shape, jnp.float32, -limit, limit)
+        if self.sees == "magnitude":
+            kernel = jnp.full(shape, self.kernel_gain / (taps * conv.in_channels), jnp.float32)
         return {"kernel": kernel, "bias": jnp.full((1,), self.bias_init, jnp.float32)}
 
     def scores(
@@ -280,6 +293,8 @@ class GumbelGate:
         del kernel
         gate_conv = dataclasses.replace(conv, out_channels=1, groups=1)
         residual = widen(residual)
+        if self.sees == "magnitude":
+            residual = jnp.abs(residual)
         logits = gate_conv(residual, params["kernel"].astype(residual.dtype))[..., 0]
         return logits + params["bias"][0].astype(logits.dtype)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from skipconv_jax.native.builder import Program, ProgramBuilder
+from skipconv_jax.native.builder import LINEAR, Program, ProgramBuilder
 
 Array = np.ndarray
 _ACT = {"none": lambda v: v, "relu": lambda v: np.maximum(v, 0)}
@@ -67,9 +67,10 @@ class Layer:
     def score(self, r: Array) -> Array:
         """Largest score of each block, `(B, nh, nw)`."""
         kh, kw, _, _ = self.kernel.shape
-        if self.gate == "linear":
+        if self.gate in LINEAR:
             taps = self.gate_params[1:].reshape(kh, kw, -1, 1)
-            positions = self.convolve(r, taps, 1)[..., 0] + self.gate_params[0]
+            seen = np.abs(r) if self.gate == "magnitude" else r
+            positions = self.convolve(seen, taps, 1)[..., 0] + self.gate_params[0]
         else:
             ones = np.ones((kh, kw, 1, 1))
             positions = (
@@ -131,7 +132,7 @@ class Emulator:
         return fired
 
     def _exceeds(self, score: Array) -> Array:
-        return score >= 0 if self.layer.gate == "linear" else score > self.layer.gate_params[0]
+        return score >= 0 if self.layer.gate in LINEAR else score > self.layer.gate_params[0]
 
 
 def _random_layer(
@@ -162,8 +163,8 @@ def _random_layer(
     if same and groups == 1 and rng.random() < 0.5:
         co = ci
     policy = str(rng.choice(["previous", "reference", "accumulate"]))
-    gate = str(rng.choice(["norm", "norm", "always", "linear"]))
-    if policy == "accumulate" and gate == "linear":
+    gate = str(rng.choice(["norm", "norm", "always", "linear", "magnitude"]))
+    if policy == "accumulate" and gate in LINEAR:
         gate = "norm"
     threshold = np.array([rng.choice([0.003, 0.01, 0.03, 0.06])], np.float32)
     linear = rng.normal(0, (kh * kw * ci) ** -0.5, 1 + kh * kw * ci).astype(np.float32)
@@ -178,7 +179,7 @@ def _random_layer(
         block=int(rng.choice([1, 2, 3, 4, 5, 8, 16])),
         policy=policy,
         gate=gate,
-        gate_params=linear if gate == "linear" else threshold,
+        gate_params=linear if gate in LINEAR else threshold,
         count=float(kh * kw * ci),
         residual=bool(same and co == ci and rng.random() < 0.7 and not scaled),
         act=str(rng.choice(["none", "relu"])),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,7 @@ _GATES = {
     "output": OutputNormGate(3e-3, block=5, reduction="mean"),
     "sum": InputNormGate(5.0, block=3, reduction="sum"),
     "gumbel": GumbelGate(block=4, bias_init=-0.2),
+    "gumbel of magnitudes": GumbelGate(4, bias_init=-0.2, kernel_gain=4.0, sees="magnitude"),
     "always": AlwaysGate(block=8),
 }
 
@@ -78,7 +80,7 @@ _GATES = {
 )
 @pytest.mark.parametrize("gate", list(_GATES))
 def test_plan_equals_apply(network: Any, policy: Any, gate: str) -> None:
-    if gate == "gumbel" and isinstance(policy, Accumulate):
+    if gate.startswith("gumbel") and isinstance(policy, Accumulate):
         pytest.skip("accumulated norms need a norm gate")
     model, variables, clip = network
     net = skip(model.apply, [("Conv_0", None)], gate=_GATES[gate], policy=policy)
@@ -164,6 +166,52 @@ class _Detector(nn.Module):
             [c(m).reshape(m.shape[0], -1, n) for m in (high, low)] for c, n in ((head, 5), (box, 4))
         ]
         return jnp.concatenate(flat[0], axis=1), jnp.concatenate(flat[1], axis=1)
+
+
+def _kept_and_plain(threshold: float) -> tuple[Any, Any, list[jax.Array]]:
+    """Two plans of a detector whose outputs are joined from maps, one of which keeps them."""
+    model, clip = _Detector(), _clip((2, 64, 48, 3), 6)
+    variables = model.init(jax.random.key(0), clip[0])
+    net = skip(model.apply, gate=InputNormGate(threshold, block=4))
+    params, _ = net.init(variables, clip[0])
+    plain, kept = (compile_plan(net, params, clip[0], keep_outputs=k) for k in (False, True))
+    return plain, kept, clip
+
+
+@pytest.mark.parametrize("threshold", [0.0, 3e-2, 0.2])
+def test_kept_outputs_are_the_outputs(threshold: float) -> None:
+    plain, kept, clip = _kept_and_plain(threshold)
+    states, step = (plain.init_state(), kept.init_state()), jax.jit(kept.apply)
+    inside = kept.init_state()
+    for t, frame in enumerate([*clip, clip[-1]]):
+        if t == 3:  # one stream starts anew
+            anew = jnp.array([False, True])
+            states = plain.reset(states[0], anew), kept.reset(states[1], anew)
+            inside = kept.reset(inside, anew)
+        y, first, masks = plain.step(states[0], frame)
+        z, second, fired = kept.step(states[1], frame)
+        w, inside, _ = step(inside, frame)
+        states = first, second
+        chex.assert_trees_all_equal(y, z, w)
+        chex.assert_trees_all_equal(masks, fired)
+
+
+def test_kept_outputs_stay_where_they_are_and_go_with_the_next_frame() -> None:
+    _, kept, clip = _kept_and_plain(3e-2)
+    y, state, _ = kept.step(kept.init_state(), clip[0])
+    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(y)]
+    z, state, _ = kept.step(state, clip[1])
+    assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(z)] == places
+    with pytest.raises(RuntimeError, match="deleted"):
+        np.asarray(jax.tree.leaves(y)[0])
+
+
+def test_a_state_without_the_kept_outputs_is_refused() -> None:
+    plain, kept, clip = _kept_and_plain(3e-2)
+    with pytest.raises(ValueError, match=r"`state` \(=1 arrays\) must have 3.*keep_outputs"):
+        kept.step(plain.init_state(), clip[0])
+    with pytest.raises(ValueError, match=r"`state` \(=3 arrays\) must have 1"):
+        plain.reset(kept.init_state())
 
 
 @pytest.mark.parametrize(

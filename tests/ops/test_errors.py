@@ -134,6 +134,7 @@ def test_gate_parameters():
         (lambda: GumbelGate(temperature=float("inf")), r"`temperature` \(=inf\)"),
         (lambda: GumbelGate(temperature="2/3"), r"`temperature` \(='2/3'\)"),
         (lambda: GumbelGate(bias_init=float("nan")), r"`bias_init` \(=nan\)"),
+        (lambda: GumbelGate(sees="both"), r"`sees` \(='both'\)"),
         (lambda: InputNormGate("0.1"), r"`threshold` \(='0.1'\)"),
         (lambda: InputNormGate(None), r"`threshold` \(=None\)"),
         (lambda: init_state(PARAMS, X, gate=GumbelGate(), policy=Accumulate()), r"`gate` \(="),

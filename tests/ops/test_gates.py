@@ -90,6 +90,23 @@ def test_gumbel_sees_the_signed_residual():
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_a_magnitude_gate_starts_as_the_input_norm_gate_and_weighs_channels(case):
+    r = case.frames(1)[0]
+    conv = Conv.make(r.shape, case.params()["kernel"].shape, **case.geometry)
+    gate = GumbelGate(bias_init=-4.0, kernel_gain=20.0, sees="magnitude")
+    params = gate.init(jax.random.key(0), conv)
+    norm = InputNormGate(0.2)
+    expected = 20.0 * (np.asarray(norm.scores({}, r, None, conv)) - 0.2)
+    for sign in (1, -1):
+        logits = gate.scores(params, sign * r, None, conv)
+        np.testing.assert_allclose(np.asarray(logits), expected, atol=1e-4)
+    kernel = params["kernel"].at[..., 0, :].set(0)
+    blind = gate.scores({**params, "kernel": kernel}, r, None, conv)
+    other = gate.scores({**params, "kernel": kernel}, r.at[..., 0].add(9.0), None, conv)
+    np.testing.assert_array_equal(np.asarray(blind), np.asarray(other))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_gumbel_logits_are_one_channel_of_the_same_geometry(case):
     r = case.frames(1)[0]
     conv = Conv.make(r.shape, case.params()["kernel"].shape, **case.geometry)

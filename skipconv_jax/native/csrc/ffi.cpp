@@ -123,7 +123,9 @@ ffi::Error execute(ffi::Buffer<ffi::S32> program, ffi::Buffer<ffi::F32> weights,
   const auto dims = arena.dimensions();
   if (dims.size() != 2 || dims[1] != head->state)
     return ffi::Error::InvalidArgument("skipconv_jax: state of another program");
-  if ((int)frames.size() != head->n_in || (int)outputs.size() != head->n_out)
+  // Results are new buffers, or those of the last frame, which then follow the frames.
+  const int kept = (int)frames.size() - head->n_in;
+  if ((kept != 0 && kept != head->n_out) || (int)outputs.size() != head->n_out)
     return ffi::Error::InvalidArgument("skipconv_jax: wrong number of inputs or outputs");
 
   std::vector<const float*> in(head->n_in);
@@ -137,6 +139,12 @@ ffi::Error execute(ffi::Buffer<ffi::S32> program, ffi::Buffer<ffi::F32> weights,
     auto buffer = outputs.get<ffi::Buffer<ffi::F32>>(i);
     if (!buffer.has_value()) return buffer.error();
     out[i] = (*buffer)->typed_data();
+    if (!kept) continue;
+    auto last = frames.get<ffi::Buffer<ffi::F32>>(head->n_in + i);
+    if (!last.has_value()) return last.error();
+    want_huge_pages(out[i], sizeof(float) * last->element_count());
+    if (last->typed_data() != out[i])
+      std::memcpy(out[i], last->typed_data(), sizeof(float) * last->element_count());
   }
   float* state = arena_out->typed_data();
   want_huge_pages(weights.typed_data(), weights.element_count() * sizeof(float));
@@ -155,6 +163,7 @@ ffi::Error execute(ffi::Buffer<ffi::S32> program, ffi::Buffer<ffi::F32> weights,
   call.B = (int)dims[0];
   call.in = in.data();
   call.out = out.data();
+  call.kept = kept != 0;
   call.masks = masks->typed_data();
   call.threads = threads > 0 ? (int)threads : default_threads();
   run(call);

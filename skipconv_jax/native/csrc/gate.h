@@ -61,8 +61,13 @@ static float support_max(const Op& o, const float* m, long pitch, const Rect& r,
   return nan == 0.f ? best : nan;
 }
 
+// A gate that is a one-channel convolution, of the residual or of its magnitude.
+static bool is_linear(const Op& o) { return o.gate == kLinear || o.gate == kMagnitude; }
+
 // Largest logit of a one-channel convolution over the rectangle, without its bias.
-static float linear_max(const Op& o, const Input& in, const Rect& r, const float* kernel, int cs) {
+template <bool kAbsolute>
+static float linear_max_of(const Op& o, const Input& in, const Rect& r, const float* kernel,
+                           int cs) {
   float best = -3.4e38f;
   for (int y = r.y0; y < r.y1; y++)
     for (int x = r.x0; x < r.x1; x++) {
@@ -74,14 +79,20 @@ static float linear_max(const Op& o, const Input& in, const Rect& r, const float
         for (int kx = 0; kx < o.kw; kx++, w += cs) {
           const float* q = p + ky * o.dh * in.row + kx * o.dw * in.col;
           int c = 0;
-          for (; c + VW <= cs; c += VW) sum += load(q + c) * load(w + c);
-          for (; c < cs; c++) rest += q[c] * w[c];
+          for (; c + VW <= cs; c += VW)
+            sum += (kAbsolute ? vabs(load(q + c)) : load(q + c)) * load(w + c);
+          for (; c < cs; c++) rest += (kAbsolute ? std::fabs(q[c]) : q[c]) * w[c];
         }
       const float s = hsum(sum) + rest;
       if (!(s <= best) || s != s) best = s;
       if (best != best) return best;
     }
   return best;
+}
+
+static float linear_max(const Op& o, const Input& in, const Rect& r, const float* kernel, int cs) {
+  return o.gate == kMagnitude ? linear_max_of<true>(o, in, r, kernel, cs)
+                              : linear_max_of<false>(o, in, r, kernel, cs);
 }
 
 // Gate parameters: norm {threshold, factor, count}: fires where factor * sum / count > threshold;
@@ -97,7 +108,7 @@ struct Params {
 // The mask of a block none of whose inputs changed.
 static float idle_mask(const Op& o, const float* gp) {
   if (o.gate == kAlways) return 1.f;
-  if (o.gate == kLinear) return gp[0] >= 0.f ? 1.f : 0.f;
+  if (is_linear(o)) return gp[0] >= 0.f ? 1.f : 0.f;
   return 0.f > gp[0] ? 1.f : 0.f;
 }
 

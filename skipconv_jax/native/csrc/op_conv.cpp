@@ -108,7 +108,7 @@ bool change_fires(const Op& o, const Run& run, const Source& src, const Candidat
     return true;
   }
   const Tensor& t = *src.view.t;
-  if (o.gate == kLinear)
+  if (is_linear(o))
     return !(gate.p[0] + linear_max(o, src.input, r, gate.p + 16, t.Cs) < 0.f);
   if (is_scaled(o)) return scaled_fires(o, run, src.view, c, r);
   const float* m = src.view.m + (long)(r.y0 * o.sh - o.pt) * t.Wp + r.x0 * o.sw - o.pl;
@@ -130,10 +130,10 @@ void gate_item(void* ctx, int tid, int i) {
   const Rect r = block_rect(o, out, c.by, c.bx);
   Source src = source_of(o, run, c.s);
   const size_t tile = (size_t)tile_h(o, o.b) * tile_w(o, o.b), cs = src.view.t->Cs;
-  const bool linear = o.policy == kReference && o.gate == kLinear, made = is_scaled(o);
+  const bool linear = o.policy == kReference && is_linear(o), made = is_scaled(o);
   const size_t floats = 2 * tile * (linear ? cs : 1) + 64;
   float* local = run.memory[tid].get(floats + (made ? tile * cs : 0));
-  if (made && (o.policy == kReference || (o.gate == kLinear && !c.fresh)))
+  if (made && (o.policy == kReference || (is_linear(o) && !c.fresh)))
     src = scaled_source(o, run, c.s, r, o.policy != kReference, local + floats);
   const bool fires = o.policy == kReference ? reference_fires(o, run, src, c, r, local)
                                             : change_fires(o, run, src, c, r, local);
@@ -209,7 +209,7 @@ void find_candidates(Run& run, const Op& o, int s) {
   const float idle = fresh ? 1.f : idle_mask(o, gp);
   for (int i = 0; i < blocks; i++) {
     // A linear gate in closed loop: an unchanged block that did not fire keeps its residual.
-    mask[i] = sig && o.gate == kLinear && !fresh && sig[1 + i] == 0.f ? 0.f : idle;
+    mask[i] = sig && is_linear(o) && !fresh && sig[1 + i] == 0.f ? 0.f : idle;
   }
   // A lower threshold wakes blocks whose input did not change but whose reference is old.
   bool all = fresh || (sig && sig[0] != gp[0]);
@@ -328,7 +328,7 @@ void run_conv(Run& run, const Op& o) {
   const double area = (double)o.b * o.b;
   const int n = (int)run.candidates.size();
   const int ci = run.call.tensors[o.src[0]].C;
-  const bool whole = o.policy == kReference || o.gate == kLinear || is_scaled(o);
+  const bool whole = o.policy == kReference || is_linear(o) || is_scaled(o);
   const double weight = whole ? ci / 8. + 9. : 2.;
   run.dispatch(gate_item, n, n * area * weight * 1e-3);
 
@@ -338,7 +338,7 @@ void run_conv(Run& run, const Op& o) {
     run.open(out, s);
     const bool res = o.res >= 0 && run.view(o.res, s).changed();
     if (n > 0 || res || out.has_stale()) list_items(run, o, s), any = true;
-    if (o.sig >= 0 && o.gate == kLinear)
+    if (o.sig >= 0 && is_linear(o))
       std::memcpy(run.arena(s) + o.sig + 1, run.call.masks + (size_t)s * run.call.head->masks + o.mask,
                   sizeof(float) * blocks);
   }

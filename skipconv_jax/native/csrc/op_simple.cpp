@@ -291,7 +291,7 @@ void run_mean(Run& run, const Op& o) {
   }
 }
 
-// Rows of a map to their place in an external buffer, without padding channels.
+// A rectangle of a map to its place in an external buffer, without padding channels.
 void copy_item(void* ctx, int, int i) {
   Run& run = *static_cast<Run*>(ctx);
   const Op& o = *run.op;
@@ -299,31 +299,37 @@ void copy_item(void* ctx, int, int i) {
   const View v = run.view(o.src[0], item.s);
   const Tensor& t = *v.t;
   const Rect& r = item.r;
-  float* to = run.call.out[o.io] + (long)item.s * o.count + o.mode + (long)r.y0 * t.W * t.C;
-  const float* end = to + (long)r.h() * t.W * t.C;
+  float* map = run.call.out[o.io] + (long)item.s * o.count + o.mode;
   for (int y = r.y0; y < r.y1; y++) {
-    const float* from = pixel(v, y, 0);
+    float* to = map + ((long)y * t.W + r.x0) * t.C;
+    const float *from = pixel(v, y, r.x0), *end = to + (long)r.w() * t.C;
     if (t.C == t.Cs) {
-      std::memcpy(to, from, sizeof(float) * t.W * t.C);
-      to += t.W * t.C;
+      std::memcpy(to, from, sizeof(float) * r.w() * t.C);
       continue;
     }
     // Whole vectors; what spills over is overwritten by the next pixel.
-    for (int x = 0; x < t.W; x++, to += t.C, from += t.Cs) {
-      if (end - to < t.Cs)
-        std::memcpy(to, from, sizeof(float) * t.C);
-      else
-        for (int c = 0; c < t.C; c += VW) store(to + c, load(from + c));
-    }
+    for (; end - to >= t.Cs; to += t.C, from += t.Cs)
+      for (int c = 0; c < t.C; c += VW) store(to + c, load(from + c));
+    for (; to < end; to += t.C, from += t.Cs) std::memcpy(to, from, sizeof(float) * t.C);
   }
 }
 
 void copy_out(Run& run, const Op& o) {
   const Tensor& t = run.call.tensors[o.src[0]];
-  for (int s = 0; s < run.call.B; s++)
+  double floats = 0;
+  for (int s = 0; s < run.call.B; s++) {
+    const View in = run.view(o.src[0], s);
+    const bool whole = !run.call.kept || run.fresh(s);
+    const int wide = whole ? t.W : kRegion;
     for (int y = 0; y < t.H; y += kRegion)
-      run.items.push_back({{y, y + kRegion < t.H ? y + kRegion : t.H, 0, t.W}, s, 0, 0, kFire});
-  run.dispatch(copy_item, (int)run.items.size(), (double)run.call.B * t.H * t.W * t.C * 1e-4);
+      for (int x = 0; x < t.W; x += wide) {
+        const Rect r{y, y + kRegion < t.H ? y + kRegion : t.H, x, x + wide < t.W ? x + wide : t.W};
+        if (!whole && !in.changed_in(r.y0, r.y1, r.x0, r.x1)) continue;
+        run.items.push_back({r, s, 0, 0, kFire});
+        floats += (double)r.h() * r.w() * t.C;
+      }
+  }
+  run.dispatch(copy_item, (int)run.items.size(), floats * 1e-4);
 }
 
 }  // namespace

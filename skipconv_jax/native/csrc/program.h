@@ -18,7 +18,7 @@ enum Algo : int32_t { kDirect, kWinograd, kDepthwise, kGrouped };
 enum Policy : int32_t { kPrevious, kReference, kAccumulate };
 enum PoolKind : int32_t { kMax, kMeanAll, kMeanValid, kSumAll };
 enum Binary : int32_t { kTimes, kPlus, kMinus, kOver, kLarger, kSmaller, kMinusFrom, kInto };
-enum Gate : int32_t { kNorm, kAlways, kLinear };
+enum Gate : int32_t { kNorm, kAlways, kLinear, kMagnitude };
 
 // Offsets count floats from the start of one stream's arena; -1 means "not stored".
 // Padded buffers are [Hp][Wp][Cs] with the frame at (pt, pl); their border stays zero for ever.
@@ -66,6 +66,7 @@ struct Call {
   int B;
   const float* const* in;
   float* const* out;
+  bool kept;     // out holds the last frame's results: only what changed is written
   float* masks;  // (B, head->masks)
   int threads;
   double* profile;  // seconds per operation, or null

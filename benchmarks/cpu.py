@@ -78,7 +78,7 @@ class Contest:
     def play(self, constants: Constants, frames: Sequence[jax.Array]) -> tuple[np.ndarray, float]:
         """Seconds per frame after the first, and mean MACs of those frames, of all streams."""
         self.state = self.plan.reset(self.state)
-        seconds, spent = [], []
+        seconds, fired = [], []
         for frame in frames:
             start = time.perf_counter()
             y, self.state, masks = self.plan.step(
@@ -86,12 +86,14 @@ class Contest:
             )
             jax.block_until_ready(y)
             seconds.append(time.perf_counter() - start)
-            spent.append(
-                sum(
-                    float((np.asarray(m) @ c).sum()) for m, c in zip(masks, self.costs, strict=True)
-                )
-            )
-        return np.array(seconds[1:]), float(np.mean(spent[1:]))
+            fired.append(masks)
+        # After the last frame: NumPy's threads wait for more work by spinning, on our cores.
+        spent = [self._spent(masks) for masks in fired[1:]]
+        return np.array(seconds[1:]), float(np.mean(spent))
+
+    def _spent(self, masks: Sequence[jax.Array]) -> float:
+        pairs = zip(masks, self.costs, strict=True)
+        return sum(float((np.asarray(m) @ cost).sum()) for m, cost in pairs)
 
     def search(self, target: float, frames: Sequence[jax.Array]) -> float:
         """Threshold whose MACs on the clip come nearest to `1 / target` of the dense network's."""

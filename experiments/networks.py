@@ -26,6 +26,9 @@ Tree = Any
 Fn = Callable[..., Any]
 STRICT = 0.1
 """Alpha of a second PCK: synthetic clips come close to 100 % of the paper's PCK@.2."""
+NORM = 0.1
+"""Norm at which gates of magnitudes start: Input-Norm gates of 0.05 to 0.15 keep PCK
+(docs/results/policies.md)."""
 L0_RATE = 100.0
 """Rate of L0's log a, in rates of the kernels: they travel from 2.5 to below -2.4 to close."""
 
@@ -128,6 +131,7 @@ def gated_network(
     key: str = "skip",
     make: Callable[..., SkipNet] = skip,
     mode: str = "frozen",
+    sees: str = "signed",
 ) -> tuple[SkipNet, Tree]:
     """A network with trained Gumbel gates: the skipped inference network and its weights.
 
@@ -142,6 +146,7 @@ def gated_network(
       key: name of the kind of run.
       make: `skip`, or `cc_image`.
       mode: of batch norm in training, 'frozen' or 'train'.
+      sees: what of the residual the gates see; of its 'magnitude' they start as Input-Norm gates.
     """
     experiment = setting.experiment
     recipe = setting.config.gated.copy_and_resolve_references()
@@ -151,6 +156,8 @@ def gated_network(
     gate_settings = dict(setting.config.skip.gate)
     block = block or gate_settings["block"]
     gate = GumbelGate(block=block, bias_init=gate_settings["bias_init"])
+    if sees == "magnitude":
+        gate = GumbelGate(block, bias_init=-4.0, kernel_gain=4 / NORM, sees=sees)
     base = dense_network(setting) if base is None else base
     net = make(wrap(experiment.forward(mode)), gate=gate)
     served = make(wrap(experiment.predict), gate=gate)

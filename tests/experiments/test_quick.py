@@ -42,7 +42,8 @@ def test_table1_has_every_method_at_its_own_cost(folder):
     rows = json.loads((folder / "results" / "table1.json").read_text())["rows"]
     by_name = {row["method"]: row for row in rows}
     assert list(by_name) == [
-        "HRNet, dense", "S-SVD", "W-SVD", "L0", "CC-image", "Skip-Conv", "S-SVD + Skip-Conv"
+        "HRNet, dense", "S-SVD", "W-SVD", "L0", "CC-image", "Skip-Conv", "S-SVD + Skip-Conv",
+        "Skip-Conv, |r|"
     ]  # fmt: skip
     dense = by_name["HRNet, dense"]
     assert dense["gmac"] == pytest.approx(dense["dense_gmac"])

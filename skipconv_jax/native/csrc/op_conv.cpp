@@ -233,31 +233,56 @@ void add_tiles(Run& run, const Op& o, const Rect& r, int s, Action action) {
     }
 }
 
-// Lists tiles to compute; neighbours that do the same are computed as one, up to o.mode columns.
+// Lists block rows [y0, y1), in which action(bx) is what column bx has to do; neighbours that do the
+// same are computed as one, up to o.mode columns.
+template <class F>
+void list_rows(Run& run, const Op& o, int s, int y0, int y1, F action) {
+  const Tensor& t = run.call.tensors[o.out];
+  const int bottom = y1 * o.b < t.H ? y1 * o.b : t.H;
+  Rect open{0, 0, 0, 0};
+  Action kind = kIdle;
+  for (int bx = 0; bx <= o.nbw; bx++) {
+    const Action now = bx < o.nbw ? action(bx) : kIdle;
+    const int x1 = (bx + 1) * o.b < t.W ? (bx + 1) * o.b : t.W;
+    if (now == kind && kind != kIdle && x1 - open.x0 <= o.mode) {
+      open.x1 = x1;
+      continue;
+    }
+    if (kind != kIdle) add_tiles(run, o, open, s, kind);
+    open = {y0 * o.b, bottom, bx * o.b, x1};
+    kind = now;
+  }
+}
+
+// Lists tiles to compute. Where everything fires blocks do not matter, and small blocks that do the
+// same in several rows become tiles of full height: larger tiles load each weight less often.
 void list_items(Run& run, const Op& o, int s) {
   const Tensor& t = run.call.tensors[o.out];
-  const Action* fire = run.fire.data() + (size_t)s * o.nbh * o.nbw;
+  const int blocks = o.nbh * o.nbw, rows = o.b < kTile ? kTile / o.b : 1;
+  Action* actions = run.fire.data() + (size_t)s * blocks;
   const View out = run.view(o.out, s), res = run.view(o.res < 0 ? o.out : o.res, s);
-  for (int by = 0; by < o.nbh; by++) {
-    Rect open{0, 0, 0, 0};
-    Action kind = kIdle;
-    for (int bx = 0; bx <= o.nbw; bx++) {
-      Action now = kIdle;
-      Rect r{0, 0, 0, 0};
-      if (bx < o.nbw) {
-        r = block_rect(o, t, by, bx);
-        now = fire[by * o.nbw + bx];
-        if (now == kIdle && o.res >= 0 && res.changed_in(r.y0, r.y1, r.x0, r.x1)) now = kResidual;
-        if (now == kIdle && out.stale_in(r)) now = kClean;
-      }
-      if (now == kind && kind != kIdle && r.x1 - open.x0 <= o.mode) {
-        open.x1 = r.x1;
-        continue;
-      }
-      if (kind != kIdle) add_tiles(run, o, open, s, kind);
-      open = r;
-      kind = now;
-    }
+  int fired = 0;
+  for (int i = 0; i < blocks; i++) {
+    fired += actions[i] == kFire;
+    if (actions[i] != kIdle) continue;
+    const Rect r = block_rect(o, t, i / o.nbw, i % o.nbw);
+    if (o.res >= 0 && res.changed_in(r.y0, r.y1, r.x0, r.x1)) actions[i] = kResidual;
+    else if (out.stale_in(r)) actions[i] = kClean;
+  }
+  if (fired == blocks) return add_tiles(run, o, {0, t.H, 0, t.W}, s, kFire);
+  for (int by = 0; by < o.nbh; by += rows) {
+    const int to = by + rows < o.nbh ? by + rows : o.nbh;
+    const Action* top = actions + (size_t)by * o.nbw;
+    auto same = [&](int bx) {
+      for (int y = 1; y < to - by; y++)
+        if (top[y * o.nbw + bx] != top[bx]) return false;
+      return true;
+    };
+    list_rows(run, o, s, by, to, [&](int bx) { return same(bx) ? top[bx] : kIdle; });
+    for (int y = by; y < to && to - by > 1; y++)
+      list_rows(run, o, s, y, y + 1, [&](int bx) {
+        return same(bx) ? kIdle : actions[(size_t)y * o.nbw + bx];
+      });
   }
 }
 
@@ -303,7 +328,8 @@ bool split_channels(Run& run, const Op& o) {
 void balance(const Run& run, int* bounds) {
   const int T = run.pool.threads(), n = (int)run.items.size();
   auto cost = [](const Item& item) {
-    return item.action == kFire ? 16L * (item.p1 - item.p0) * item.r.w() : item.action == kResidual ? 8L : 1L;
+    const long area = (long)item.r.w() * item.r.h();
+    return item.action == kFire ? 2 * (item.p1 - item.p0) * area : item.action == kResidual ? area / 8 + 1 : 1L;
   };
   long total = 0, sum = 0;
   for (const Item& item : run.items) total += cost(item);

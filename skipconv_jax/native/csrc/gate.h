@@ -5,6 +5,12 @@
 namespace skc {
 namespace SKC_ISA {
 
+SKC_INLINE float hmax(vf v) {
+  float top = v[0];
+  for (int i = 1; i < VW; i++) top = v[i] > top ? v[i] : top;
+  return top;
+}
+
 // Lane numbers, to leave out what a vector reads beyond the rectangle.
 SKC_INLINE vi lane_numbers() {
   vi v;
@@ -12,53 +18,33 @@ SKC_INLINE vi lane_numbers() {
   return v;
 }
 
-// support_max for stride 1: a vector of neighbouring outputs at once. Reads up to VW floats beyond a
-// row, which every buffer of m has behind it.
-static float support_max_unit(const Op& o, const float* m, long pitch, const Rect& r) {
+// Largest sum of m over the support of an output in the rectangle. A vector of neighbouring places at
+// once, of which every o.sw-th is an output. Reads up to VW floats beyond a row, which every buffer of
+// m has behind it.
+static float support_max(const Op& o, const float* m, long pitch, const Rect& r, float enough) {
   const vi lane = lane_numbers();
+  const int span = (r.w() - 1) * o.sw + 1;
   vf best = vf{}, nan = vf{};
-  for (int x = 0; x < r.w(); x += VW) {
-    const vi inside = lane < (r.w() - x);
-    for (int y = 0; y < r.h(); y++) {
+  for (int y = 0; y < r.h(); y++) {
+    const float* row = m + (long)y * o.sh * pitch;
+    for (int x = 0; x < span; x += VW) {
       vf s = vf{};
       for (int ky = 0; ky < o.kh; ky++) {
-        const float* p = m + (long)(y + ky * o.dh) * pitch + x;
+        const float* p = row + (long)ky * o.dh * pitch + x;
         for (int kx = 0; kx < o.kw; kx++) s += load(p + kx * o.dw);
       }
-      s = (vf)((vi)s & inside);
+      vi on = lane < (span - x);
+      if (o.sw == 2) on &= (lane & 1) == 0;
+      if (o.sw > 2)
+        for (int i = 0; i < VW; i++) on[i] &= (x + i) % o.sw == 0 ? -1 : 0;
+      s = (vf)((vi)s & on);
       best = s > best ? s : best;
       nan += s - s;  // NaN and infinity must not get lost in the comparison
     }
+    if (o.sw > 1 && hmax(best) > enough) break;
   }
   const float bad = hsum(nan);
-  if (bad != 0.f) return bad;
-  float top = best[0];
-  for (int i = 1; i < VW; i++) top = best[i] > top ? best[i] : top;
-  return top;
-}
-
-// Largest sum of m over the support of an output in the rectangle; stops early above `enough`.
-static float support_max(const Op& o, const float* m, long pitch, const Rect& r, float enough,
-                         float* line) {
-  if (o.sh == 1 && o.sw == 1) return support_max_unit(o, m, pitch, r);
-  const int span = (r.w() - 1) * o.sw + (o.kw - 1) * o.dw + 1;
-  float best = 0.f, nan = 0.f;
-  for (int y = 0; y < r.h(); y++) {
-    const float* top = m + (long)y * o.sh * pitch;
-    for (int x = 0; x < span; x++) line[x] = top[x];
-    for (int ky = 1; ky < o.kh; ky++) {
-      const float* p = top + (long)ky * o.dh * pitch;
-      for (int x = 0; x < span; x++) line[x] += p[x];
-    }
-    for (int x = 0; x < r.w(); x++) {
-      float s = 0.f;
-      for (int kx = 0; kx < o.kw; kx++) s += line[x * o.sw + kx * o.dw];
-      best = s > best ? s : best;
-      nan += s - s;  // NaN and infinity must not get lost in the comparison
-    }
-    if (!(best <= enough)) return best;
-  }
-  return nan == 0.f ? best : nan;
+  return bad != 0.f ? bad : hmax(best);
 }
 
 // A gate that is a one-channel convolution, of the residual or of its magnitude.

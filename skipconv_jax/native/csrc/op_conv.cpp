@@ -64,7 +64,7 @@ bool reference_fires(const Op& o, const Run& run, const Source& src, const Candi
         m[y * tw + x] = total;
       }
     const Rect origin{0, r.h(), 0, r.w()};
-    fires = gate.exceeds(support_max(o, m, tw, origin, gate.enough(), m + th * tw));
+    fires = gate.exceeds(support_max(o, m, tw, origin, gate.enough()));
   } else if (!fires) {
     float* d = local;
     for (int y = 0; y < th; y++)
@@ -97,8 +97,7 @@ bool scaled_fires(const Op& o, const Run& run, const View& x, const Candidate& c
   return true;
 }
 
-bool change_fires(const Op& o, const Run& run, const Source& src, const Candidate& c, const Rect& r,
-                  float* local) {
+bool change_fires(const Op& o, const Run& run, const Source& src, const Candidate& c, const Rect& r) {
   const Params gate{run.call.gates + o.gp};
   if (c.fresh || o.gate == kAlways) {
     const int block = c.by * o.nbw + c.bx;
@@ -114,9 +113,9 @@ bool change_fires(const Op& o, const Run& run, const Source& src, const Candidat
   const float* m = src.view.m + (long)(r.y0 * o.sh - o.pt) * t.Wp + r.x0 * o.sw - o.pl;
   const Rect origin{0, r.h(), 0, r.w()};
   if (o.policy == kPrevious)
-    return gate.exceeds(support_max(o, m, t.Wp, origin, gate.enough(), local));
+    return gate.exceeds(support_max(o, m, t.Wp, origin, gate.enough()));
   float& acc = run.arena(c.s)[o.acc + c.by * o.nbw + c.bx];
-  acc += gate.score(support_max(o, m, t.Wp, origin, 3.4e38f, local));
+  acc += gate.score(support_max(o, m, t.Wp, origin, 3.4e38f));
   if (acc <= gate.p[0]) return false;
   acc = 0.f;
   return true;
@@ -136,7 +135,7 @@ void gate_item(void* ctx, int tid, int i) {
   if (made && (o.policy == kReference || (is_linear(o) && !c.fresh)))
     src = scaled_source(o, run, c.s, r, o.policy != kReference, local + floats);
   const bool fires = o.policy == kReference ? reference_fires(o, run, src, c, r, local)
-                                            : change_fires(o, run, src, c, r, local);
+                                            : change_fires(o, run, src, c, r);
   const int block = c.by * o.nbw + c.bx;
   run.fire[(size_t)c.s * o.nbh * o.nbw + block] = fires ? kFire : kIdle;
   run.call.masks[(size_t)c.s * run.call.head->masks + o.mask + block] = fires ? 1.f : 0.f;

@@ -65,25 +65,28 @@ std::vector<double> g_last_profile;
 bool g_profiling = false;
 
 // State and weights are hundreds of megabytes read a few kilobytes at a time: with small pages the
-// address translation shows. Asked for once per buffer; a refusal costs nothing.
-void want_huge_pages(const void* data, size_t bytes) {
+// address translation shows. Asked for once per buffer, and `again` where it may be a new one at an
+// old address; then the kernel takes its time, because collapsing pages by force is not free where it
+// fails. A refusal costs nothing.
+void want_huge_pages(const void* data, size_t bytes, bool again = false) {
 #if defined(__linux__)
   static std::mutex lock;
   static const void* seen[16] = {};
   static int next = 0;
   constexpr size_t kPage = 2u << 20;
   if (bytes < 4 * kPage) return;
+  bool known = false;
   {
     std::lock_guard<std::mutex> hold(lock);
-    for (const void* p : seen)
-      if (p == data) return;
-    seen[next++ % 16] = data;
+    for (const void* p : seen) known |= p == data;
+    if (known && !again) return;
+    if (!known) seen[next++ % 16] = data;
   }
   const size_t begin = ((size_t)data + kPage - 1) / kPage * kPage;
   const size_t end = ((size_t)data + bytes) / kPage * kPage;
   constexpr int kCollapse = 25;  // MADV_COLLAPSE, Linux 6.1
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-  madvise(reinterpret_cast<void*>(begin), end - begin, kCollapse);
+  if (!known) madvise(reinterpret_cast<void*>(begin), end - begin, kCollapse);
 #else
   (void)data, (void)bytes;
 #endif
@@ -148,8 +151,10 @@ ffi::Error execute(ffi::Buffer<ffi::S32> program, ffi::Buffer<ffi::F32> weights,
   }
   float* state = arena_out->typed_data();
   want_huge_pages(weights.typed_data(), weights.element_count() * sizeof(float));
+  bool fresh = false;
+  for (int64_t s = 0; s < dims[0]; s++) fresh |= arena.typed_data()[s * dims[1]] == 0.f;
   if (state == arena.typed_data())
-    want_huge_pages(state, sizeof(float) * dims[0] * dims[1]);
+    want_huge_pages(state, sizeof(float) * dims[0] * dims[1], fresh);
   else
     std::memcpy(state, arena.typed_data(), sizeof(float) * dims[0] * dims[1]);
 

@@ -45,7 +45,6 @@ BETAS = (0.04, 0.1)
 THRESHOLDS = {"input_norm": (0.02, 0.03, 0.04), "output_norm": (0.003, 0.005, 0.008)}
 INTERVALS = (2, 4, 8)
 SIGNED = "Gumbel, signed"
-SIGNED_GAIN = 40.0
 METHODS = ("Gumbel", "Output-Norm", "Input-Norm", SIGNED, "interleaved", "feature flow")
 
 
@@ -80,7 +79,7 @@ def measure(where: Setting, size: str) -> tuple[Row | None, dict[str, list[Row]]
     dense = where.each([detector.dense])
     methods = {
         "Gumbel": where.each(partial(detector.gumbel, beta) for beta in betas),
-        SIGNED: where.each([partial(detector.gumbel, betas[0], "signed")] if first else []),
+        SIGNED: where.each([detector.signed] if first else []),
         "interleaved": where.each(partial(detector.baseline, "interleaved", n) for n in intervals),
         "feature flow": where.each(
             partial(detector.baseline, "feature_flow", n) for n in intervals
@@ -126,23 +125,36 @@ class Detector:
 
         return self._row("dense", compute)
 
-    def gumbel(self, beta: float, sees: str = "magnitude") -> Row:
-        """Skip-Conv with gates trained at a beta."""
-        name = f"{beta:g}" if sees == "magnitude" else f"{sees}-{beta:g}"
+    def gumbel(self, beta: float) -> Row:
+        """Skip-Conv with gates of magnitudes trained at a beta."""
+        config = self._config.copy_and_resolve_references()
+        config.gated.beta = beta
+        return self._gumbel(f"{beta:g}", config)
+
+    def signed(self) -> Row:
+        """Skip-Conv with gates of the signed residual, by the best recipe found for them.
+
+        For single positions they close for good; blocks of 4 hold both what arrives and what
+        leaves.
+        """
+        config = self._config.copy_and_resolve_references()
+        config.gated.update({"beta": 0.1, "lr": 1e-3, "gate_lr_scale": 40.0})
+        config.skip.gate.update({"sees": "signed", "kernel_gain": 40.0, "block": 4})
+        exact = {"name": "input_norm", "threshold": 0.0, "block": 4}
+        kept = tuple(rule for rule in config.skip.rules if rule[1] is None)
+        config.skip.rules = (*kept, ("*conv_dw*", exact))
+        return self._gumbel("signed-0.1", config)
+
+    def _gumbel(self, name: str, config: ConfigDict) -> Row:
+        beta = config.gated.beta
 
         def compute() -> Result:
             self._weights(DENSE)
-            config = self._config.copy_and_resolve_references()
-            config.gated.beta = beta
-            config.skip.gate.sees = sees
-            if sees == "signed":
-                # Xavier's spread; the magnitude's constant gain would be another one.
-                config.skip.gate.kernel_gain = SIGNED_GAIN
             weights = self._weights(GATED, config, f"gated-{name}")
-            label = f"beta {beta:g}"
-            return evaluate_skipped(self._experiment, weights, self._videos(), label)
+            label = f"beta {beta:g}, blocks of {config.skip.gate.block}"
+            return evaluate_skipped(build(config), weights, self._videos(), label)
 
-        return self._row(f"gumbel-{name}", compute, beta=beta, sees=sees)
+        return self._row(f"gumbel-{name}", compute, beta=beta)
 
     def norm(self, gate: str, threshold: float) -> Row:
         """Skip-Conv with a norm gate on every convolution but squeeze-and-excitation."""

@@ -19,10 +19,8 @@ squeeze-and-excitation stays dense: it runs on one position.
 
 Data: 120 sequences of 16 frames, 72 to train and 48 to test, each with a camera of its own.
 
-Reached on 768 held-out frames (`small`): dense 37.35 AP@[.5:.95] (80.7 at IoU .5) at 0.0524 GMAC;
-skipped 28.31 AP (69.0) at 0.0175 GMAC, 0.0187 with its gates, 2.81x. The paper loses nothing at 3x:
-these gates, trained for three minutes, do not yet find what moves better than an Input-Norm gate
-without training (0.06: 32.1 AP at 2.67x, with a reference frame every 8 on half of the frames).
+Reached on 768 held-out frames (`small`): dense 37.35 AP@[.5:.95] at 0.0524 GMAC; skipped 37.68 AP at
+0.0140 GMAC, 0.0152 with its gates (3.44x). With beta 0.1: 37.49 AP at 0.0126 (4.16x).
 
 Time: about 11 and 4 minutes for the phases on two free cores.
 

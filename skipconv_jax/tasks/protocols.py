@@ -1,38 +1,13 @@
-"""The papers' evaluation protocols: PCK over three splits, and AP over the frames of videos."""
+"""The papers' evaluation protocols: means over splits, and AP over the frames of videos."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from skipconv_jax.tasks.average_precision import AveragePrecision, Detections
-from skipconv_jax.tasks.pose import GROUPS, Pck
 
 Batch = Mapping[str, np.ndarray]
-PosePredictor = Callable[[np.ndarray], Any]
 Detector = Callable[[np.ndarray], Sequence[Sequence[Detections]]]
-
-
-def evaluate_pose(
-    predict: PosePredictor, batches: Iterable[Batch], threshold: float = 0.2
-) -> dict[str, Pck]:
-    """PCK in both published conventions over the batches of `data.pipeline.make_eval_iterator`.
-
-    Args:
-      predict: `frames (B, T, H, W, 3) -> joints (B, T, 15, 2)` in pixels of the frames.
-      batches: with `valid`.
-      threshold: alpha.
-
-    Returns:
-      A filled `Pck` per convention.
-    """
-    scores = {name: Pck(threshold, name) for name in ("extent", "pixels")}
-    for batch in batches:
-        found = np.asarray(predict(batch["frames"]))
-        visible = batch["visible"] & batch["valid"][..., None]
-        for score in scores.values():
-            score.update(found, batch["joints"], batch["size"], visible, batch["scale"])
-    return scores
 
 
 def over_splits(results: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -55,17 +30,6 @@ def over_splits(results: Mapping[int, Mapping[str, float]]) -> dict[str, dict[st
     rows = {f"split {number}": dict(results[number]) for number in sorted(results)}
     mean = {key: float(np.mean([result[key] for result in results.values()])) for key in keys.pop()}
     return {**rows, "mean": mean}
-
-
-def format_pck(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """The papers' table, in percent: the seven groups, means over 15 and 13 joints and 7 groups."""
-    columns = [*(f"group/{name}" for name in GROUPS), "mean15", "mean13", "mean7"]
-    width = max([*map(len, rows), 8])
-    heads = [column.removeprefix("group/").capitalize() for column in columns]
-    lines = [" " * width + "".join(f"{head:>10}" for head in heads)]
-    for name, row in rows.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{100 * row[c]:>10.1f}" for c in columns))
-    return "\n".join(lines)
 
 
 def evaluate_detection(

@@ -71,11 +71,15 @@ class Plan:
         return cls(layers, policy_name(policy), texts)
 
     def rules(self) -> list[tuple[str, Rule | None]]:
-        """One rule per convolution."""
+        """One rule per convolution.
+
+        Later calls of a layer (`name@1`) come first, because the pattern of `name` fits them all.
+        """
         policy = POLICIES[self.policy]()
+        ordered = sorted(self.layers, key=lambda named: "@" not in named[0])
         return [
             (glob.escape(name), None if layer.gate is None else Rule(layer.gate, policy))
-            for name, layer in self.layers
+            for name, layer in ordered
         ]
 
     def check(self, sites: Sequence[Site]) -> None:

@@ -66,6 +66,23 @@ def test_skip_applies_it(plan):
     np.testing.assert_allclose(y, _network(variables, x + 1), rtol=1e-5)
 
 
+def _twice(variables, x):
+    return _network(variables, _network(variables, x))
+
+
+@pytest.mark.parametrize("gated", ["a", "a@1"])
+def test_calls_of_one_layer_have_gates_of_their_own(gated):
+    variables, x = _variables("a"), jnp.zeros((1, 8, 8, 2))
+    sites = network_sites(_twice, variables, x)
+    assert [site.name for site in sites] == ["a", "a@1"]
+    made = Plan.make(sites, {gated: InputNormGate(0.5, block=4)}, ClosedLoop())
+    assert list(skip(_twice, made).layers(variables, x)) == [gated]
+    blocks = {"a": 2, "a@1": 8}
+    both = Plan.make(sites, {n: InputNormGate(block=b) for n, b in blocks.items()}, ClosedLoop())
+    layers = skip(_twice, both).layers(variables, x)
+    assert {name: rule.gate.block for name, (_, rule) in layers.items()} == blocks
+
+
 def test_names_with_special_characters(tmp_path):
     """Names are not patterns: brackets and stars mean themselves."""
     variables, x = _variables(["[a]*", "[a]b"]), jnp.zeros((1, 8, 8, 2))

@@ -19,8 +19,8 @@ squeeze-and-excitation stays dense: it runs on one position.
 
 Data: 120 sequences of 16 frames, 72 to train and 48 to test, each with a camera of its own.
 
-Reached on 768 held-out frames (`small`): dense 37.35 AP@[.5:.95] at 0.0524 GMAC; skipped 37.68 AP at
-0.0140 GMAC, 0.0152 with its gates (3.44x). With beta 0.1: 37.49 AP at 0.0126 (4.16x).
+Reached on 768 held-out frames (`small`): dense 37.35 AP@[.5:.95] at 0.0524 GMAC; skipped 37.68 AP
+at 0.0140 GMAC, 0.0152 with its gates (3.44x). With beta 0.1: 37.49 AP at 0.0126 (4.16x).
 
 Time: about 11 and 4 minutes for the phases on two free cores.
 

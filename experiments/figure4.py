@@ -140,9 +140,9 @@ class Detector:
         config = self._config.copy_and_resolve_references()
         config.gated.update({"beta": 0.1, "lr": 1e-3, "gate_lr_scale": 40.0})
         config.skip.gate.update({"sees": "signed", "kernel_gain": 40.0, "block": 4})
-        exact = {"name": "input_norm", "threshold": 0.0, "block": 4}
-        kept = tuple(rule for rule in config.skip.rules if rule[1] is None)
-        config.skip.rules = (*kept, ("*conv_dw*", exact))
+        config.skip.rules = tuple(
+            (pattern, gate and {**gate, "block": 4}) for pattern, gate in config.skip.rules
+        )
         return self._gumbel("signed-0.1", config)
 
     def _gumbel(self, name: str, config: ConfigDict) -> Row:

@@ -155,9 +155,10 @@ def gated_network(
     recipe.batch = max(frames // recipe.clip_length, 1)
     gate_settings = dict(setting.config.skip.gate)
     block = block or gate_settings["block"]
-    gate = GumbelGate(block=block, bias_init=gate_settings["bias_init"])
     if sees == "magnitude":
         gate = GumbelGate(block, bias_init=-4.0, kernel_gain=4 / NORM, sees=sees)
+    else:
+        gate = GumbelGate(block, bias_init=gate_settings["bias_init"])
     base = dense_network(setting) if base is None else base
     net = make(wrap(experiment.forward(mode)), gate=gate)
     served = make(wrap(experiment.predict), gate=gate)

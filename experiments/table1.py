@@ -22,7 +22,7 @@ PAPER = (
     ("+L0", "4.57", "92.1"),
     ("+Skip-Conv", "5.30", "95.1"),
 )
-MAGNITUDES = "Skip-Conv, |r|"
+MAGNITUDES = "Skip-Conv, magnitudes"
 BETAS = (2e-4, 8e-4, 2e-3, 5e-3)
 
 
@@ -79,8 +79,8 @@ def claims(dense: Row, methods: dict[str, list[Row]]) -> list[Claim]:
     third = dense["cost"] / 3
     found.append(
         _beats(
-            "not in the paper: gates that see |r| are more accurate than signed ones at a third of "
-            "the cost",
+            "not in the paper: gates of magnitudes are more accurate than signed ones at a third "
+            "of the cost",
             best_at(methods[MAGNITUDES], third, "cost"),
             best_at(methods["Skip-Conv"], third, "cost"),
         )

@@ -11,6 +11,7 @@ program through a comparison with its previous value. `plan.report()` lists them
 
 import dataclasses
 import functools
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -214,8 +215,9 @@ class Plan:
         return tuple(result)
 
     def state_bytes(self) -> int:
-        """Bytes of state of one stream."""
-        return sum(4 * p.state_size for p in self.programs)
+        """Bytes of state of one stream, kept outputs included."""
+        kept = sum(math.prod(self.graph.avals[ref].shape[1:]) for ref in self._kept)
+        return 4 * (sum(p.state_size for p in self.programs) + kept)
 
     def report(self) -> str:
         """What runs where: programs, and every operation left to XLA with the reason."""

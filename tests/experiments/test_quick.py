@@ -43,7 +43,7 @@ def test_table1_has_every_method_at_its_own_cost(folder):
     by_name = {row["method"]: row for row in rows}
     assert list(by_name) == [
         "HRNet, dense", "S-SVD", "W-SVD", "L0", "CC-image", "Skip-Conv", "S-SVD + Skip-Conv",
-        "Skip-Conv, |r|"
+        "Skip-Conv, magnitudes"
     ]  # fmt: skip
     dense = by_name["HRNet, dense"]
     assert dense["gmac"] == pytest.approx(dense["dense_gmac"])

@@ -206,6 +206,13 @@ def test_kept_outputs_stay_where_they_are_and_go_with_the_next_frame() -> None:
         np.asarray(jax.tree.leaves(y)[0])
 
 
+def test_kept_outputs_count_as_state() -> None:
+    plain, kept, clip = _kept_and_plain(3e-2)
+    y, _, _ = plain.step(plain.init_state(), clip[0])
+    added = kept.state_bytes() - plain.state_bytes()
+    assert added == sum(leaf.nbytes for leaf in jax.tree.leaves(y)) / len(clip[0])
+
+
 def test_a_state_without_the_kept_outputs_is_refused() -> None:
     plain, kept, clip = _kept_and_plain(3e-2)
     with pytest.raises(ValueError, match=r"`state` \(=1 arrays\) must have 3.*keep_outputs"):

@@ -23,13 +23,15 @@ def test_pck_over_three_splits(tmp_path):
     results = {}
     for number in (1, 2, 3):
         clips, _ = folder.clips(folder.split("test", number, "sub"))
-        score = Pck(0.2, "pixels")
+        scores = {name: Pck(0.2, name) for name in ("extent", "pixels")}
         for batch in pipeline.make_eval_iterator(clips, batch=3, length=4, size=(32, 32)):
             found, visible = batch["joints"].copy(), batch["visible"] & batch["valid"][..., None]
+            assert batch["frames"].shape[:2] == found.shape[:2]
             found[..., {1: [], 2: [11, 12], 3: list(range(15))}[number], :] += 1000
-            score.update(found, batch["joints"], batch["size"], visible, batch["scale"])
-        assert int(score.counts.max()) <= 5 * len(clips)
-        results[number] = score.result()
+            for score in scores.values():
+                score.update(found, batch["joints"], batch["size"], visible, batch["scale"])
+        assert int(scores["extent"].counts.max()) <= 5 * len(clips)
+        results[number] = scores["pixels"].result()
     rows = over_splits(results)
     assert list(rows) == ["split 1", "split 2", "split 3", "mean"]
     np.testing.assert_allclose(

@@ -5,12 +5,6 @@
 namespace skc {
 namespace SKC_ISA {
 
-SKC_INLINE float hmax(vf v) {
-  float top = v[0];
-  for (int i = 1; i < VW; i++) top = v[i] > top ? v[i] : top;
-  return top;
-}
-
 // Lane numbers, to leave out what a vector reads beyond the rectangle.
 SKC_INLINE vi lane_numbers() {
   vi v;
@@ -21,7 +15,7 @@ SKC_INLINE vi lane_numbers() {
 // Largest sum of m over the support of an output in the rectangle. A vector of neighbouring places at
 // once, of which every o.sw-th is an output. Reads up to VW floats beyond a row, which every buffer of
 // m has behind it.
-static float support_max(const Op& o, const float* m, long pitch, const Rect& r, float enough) {
+static float support_max(const Op& o, const float* m, long pitch, const Rect& r) {
   const vi lane = lane_numbers();
   const int span = (r.w() - 1) * o.sw + 1;
   vf best = vf{}, nan = vf{};
@@ -41,7 +35,6 @@ static float support_max(const Op& o, const float* m, long pitch, const Rect& r,
       best = s > best ? s : best;
       nan += s - s;  // NaN and infinity must not get lost in the comparison
     }
-    if (o.sw > 1 && hmax(best) > enough) break;
   }
   const float bad = hsum(nan);
   return bad != 0.f ? bad : hmax(best);

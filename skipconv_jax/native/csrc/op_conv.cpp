@@ -64,7 +64,7 @@ bool reference_fires(const Op& o, const Run& run, const Source& src, const Candi
         m[y * tw + x] = total;
       }
     const Rect origin{0, r.h(), 0, r.w()};
-    fires = gate.exceeds(support_max(o, m, tw, origin, gate.enough()));
+    fires = gate.exceeds(support_max(o, m, tw, origin));
   } else if (!fires) {
     float* d = local;
     for (int y = 0; y < th; y++)
@@ -113,9 +113,9 @@ bool change_fires(const Op& o, const Run& run, const Source& src, const Candidat
   const float* m = src.view.m + (long)(r.y0 * o.sh - o.pt) * t.Wp + r.x0 * o.sw - o.pl;
   const Rect origin{0, r.h(), 0, r.w()};
   if (o.policy == kPrevious)
-    return gate.exceeds(support_max(o, m, t.Wp, origin, gate.enough()));
+    return gate.exceeds(support_max(o, m, t.Wp, origin));
   float& acc = run.arena(c.s)[o.acc + c.by * o.nbw + c.bx];
-  acc += gate.score(support_max(o, m, t.Wp, origin, 3.4e38f));
+  acc += gate.score(support_max(o, m, t.Wp, origin));
   if (acc <= gate.p[0]) return false;
   acc = 0.f;
   return true;
@@ -130,7 +130,7 @@ void gate_item(void* ctx, int tid, int i) {
   Source src = source_of(o, run, c.s);
   const size_t tile = (size_t)tile_h(o, o.b) * tile_w(o, o.b), cs = src.view.t->Cs;
   const bool linear = o.policy == kReference && is_linear(o), made = is_scaled(o);
-  const size_t floats = 2 * tile * (linear ? cs : 1) + 64;
+  const size_t floats = tile * (linear ? cs : 1) + 64;
   float* local = run.memory[tid].get(floats + (made ? tile * cs : 0));
   if (made && (o.policy == kReference || (is_linear(o) && !c.fresh)))
     src = scaled_source(o, run, c.s, r, o.policy != kReference, local + floats);

@@ -49,6 +49,12 @@ SKC_INLINE float hsum(vf v) {
 #endif
 }
 
+SKC_INLINE float hmax(vf v) {
+  float top = v[0];
+  for (int i = 1; i < VW; i++) top = v[i] > top ? v[i] : top;
+  return top;
+}
+
 // exp(-x) as 2^n 2^f with |f| <= 1/2 and a polynomial of degree 5; relative error 1e-7 and 2e-8 |x|.
 // x is held to [-87, 87]: beyond, a sigmoid is within 1.7e-38 of 0 or 1. Not for NaN.
 SKC_INLINE vf vexp_minus(vf x) {

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from absl import flags
 
-from skipconv_jax.calibration import Budget
-from skipconv_jax.calibration.plan import GATES
 from skipconv_jax.commands import common
 from skipconv_jax.commands.calibrate import Settings, find_plan, report
 from skipconv_jax.experiment import build
 from skipconv_jax.ops import POLICIES
+from skipconv_jax.tuning import Budget
+from skipconv_jax.tuning.gate_plan import GATES
 
 flags.adopt_module_key_flags(common)
 _BUDGET = flags.DEFINE_string("budget", None, "macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME")

@@ -17,7 +17,7 @@ from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.config import set_gate
 from skipconv_jax.experiment import build
 from skipconv_jax.ops import POLICIES
-from skipconv_jax.video import Source
+from skipconv_jax.streaming.sources import Source
 
 flags.adopt_module_key_flags(common)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")

@@ -14,11 +14,11 @@ import numpy as np
 
 from benchmarks.policy_data import arguments, headline, labelled, left_dense, network, save, table
 from skipconv_jax import skip
-from skipconv_jax.calibration import Budget, Measured, Runner, choose, measure_sensitivity
-from skipconv_jax.calibration.choose import choose_for_macs
-from skipconv_jax.calibration.search import gate_params, net_for, settle
 from skipconv_jax.commands.calibrate import accuracy
 from skipconv_jax.ops import POLICIES, InputNormGate, OutputNormGate
+from skipconv_jax.tuning import Budget, Measured, Runner, choose, measure_sensitivity
+from skipconv_jax.tuning.choose import choose_for_macs
+from skipconv_jax.tuning.search import gate_params, net_for, settle
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -21,11 +21,11 @@ import numpy as np
 
 from benchmarks import clips
 from benchmarks.peers import RUNNERS, Runner, without_flattening
-from skipconv_jax import graph as g
 from skipconv_jax import native, skip
 from skipconv_jax.models import efficientdet, hrnet_w32, init_variables
 from skipconv_jax.ops import POLICIES, InputNormGate
-from skipconv_jax.plan import Constants, Plan, PlanState, compile_plan
+from skipconv_jax.plans.native import Constants, Plan, PlanState, compile_plan
+from skipconv_jax.program import fold as g
 
 TARGETS = (2.51, 4.33, 7.92)
 SIZES = {"hrnet_w32": 256, "efficientdet_d0": 512}

@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipconv_jax import native
-from skipconv_jax.graph import ConvNode, build
 from skipconv_jax.models import hrnet_w32, init_variables
 from skipconv_jax.native.builder import Program, ProgramBuilder
 from skipconv_jax.ops import InputNormGate, Previous, init_state, skip_conv
 from skipconv_jax.ops.geometry import Conv
+from skipconv_jax.program.fold import ConvNode, build
 
 BLOCK = 8
 SHARES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)

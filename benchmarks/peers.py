@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from benchmarks.onnx_files import onnxruntime_session, openvino_request
-from skipconv_jax import graph as g
-from skipconv_jax.graph.execute import execute_node
+from skipconv_jax.program import fold as g
+from skipconv_jax.program.fold.execute import execute_node
 
 Runner = Callable[[np.ndarray], Any]
 _UNARY = {"relu": "Relu", "logistic": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "sqrt": "Sqrt"}

@@ -15,7 +15,7 @@ from skipconv_jax import config as configs
 from skipconv_jax.commands.calibrate import answers, first_frames, judge
 from skipconv_jax.commands.common import load_weights
 from skipconv_jax.experiment import Experiment, build
-from skipconv_jax.video import Source
+from skipconv_jax.streaming.sources import Source
 
 
 class Clip(NamedTuple):

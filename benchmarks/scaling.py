@@ -22,7 +22,7 @@ from benchmarks.cpu import SIZES, Contest, make_model, make_variables, time_peer
 from benchmarks.peers import onnxruntime_runner, without_flattening
 from skipconv_jax import native, skip
 from skipconv_jax.ops import POLICIES, InputNormGate
-from skipconv_jax.plan import Plan, compile_plan
+from skipconv_jax.plans.native import Plan, compile_plan
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,7 @@ def _jax_way(way: str, name: str) -> dict[str, float]:
 
     from skipconv_jax import skip
     from skipconv_jax.ops import InputNormGate, Previous
-    from skipconv_jax.plan import compile_plan
+    from skipconv_jax.plans.native import compile_plan
 
     model, variables, frame = _network(name)
     net = skip(model.apply, gate=InputNormGate(1e-2, block=8), policy=Previous())
@@ -104,7 +104,7 @@ def _runtime_way(way: str, path: str) -> dict[str, float]:
 
 def _write_onnx(name: str, path: str) -> None:
     from benchmarks.peers import onnx_model, without_flattening
-    from skipconv_jax import graph
+    from skipconv_jax.program import fold as graph
 
     model, variables, frame = _network(name)
     traced = graph.build(model.apply, variables, frame)

@@ -10,7 +10,7 @@ test a sequence has one reference frame.
 
 The gates see the magnitude of the residual and start as Input-Norm gates of 0.03. With the signed
 residual of the published gate, a 1x1 gate learns to fire on what arrives or on what leaves, not on
-both (`experiments/figure4.py` has its row). They decide for single positions, as in the paper's
+both (`paper/figure4.py` has its row). They decide for single positions, as in the paper's
 detectors.
 
 Gates sit per separable pair, at its 1x1 convolution; depthwise convolutions fire exactly where

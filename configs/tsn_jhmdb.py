@@ -36,7 +36,7 @@ def get_config(arg: str = "1") -> ConfigDict:
     config.data.fetch = (
         "Fetch Rename_Images, joint_positions, puppet_mask and splits from JHMDB's page "
         "(http://jhmdb.is.tue.mpg.de) and unpack them there. To run without it: "
-        "`python -m experiments.table5`."
+        "`python -m paper.table5`."
     )
     config.input.update({"height": 224, "width": 224})
     config.model = ConfigDict({"name": "resnet", "depths": (3, 4, 23, 3), "classes": 21})

@@ -6,7 +6,7 @@ cores. Four actions (squat, stand, walk, wave), which overlap: everyone stands s
     python train.py --config configs/tsn_synthetic.py
     python eval.py --config configs/tsn_synthetic.py
 
-`python -m experiments.table5` does both for several seeds.
+`python -m paper.table5` does both for several seeds.
 """
 
 from ml_collections import ConfigDict

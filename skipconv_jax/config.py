@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from skipconv_jax import Rule
-from skipconv_jax.calibration.plan import Plan
 from skipconv_jax.ops import (
     POLICIES,
     AlwaysGate,
@@ -25,6 +24,7 @@ from skipconv_jax.ops import (
     InputNormGate,
     OutputNormGate,
 )
+from skipconv_jax.tuning.gate_plan import Plan
 
 GATES: dict[str, type] = {
     "input_norm": InputNormGate,

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from skipconv_jax import macs
 from skipconv_jax.ops import SkipState, checks, init_state, skip_conv
-from skipconv_jax.ops.conv import IMPLEMENTATIONS
 from skipconv_jax.ops.gates import Gate, InputNormGate
 from skipconv_jax.ops.geometry import Conv
+from skipconv_jax.ops.masked_conv import IMPLEMENTATIONS
 from skipconv_jax.ops.policies import Policy, Previous
-from skipconv_jax.trace import Site, Visitor, evaluate, number_of_streams
+from skipconv_jax.program.walk import Site, Visitor, evaluate, number_of_streams
 
 NetState = dict[str, SkipState]
 NetParams = dict[str, Any]

@@ -33,7 +33,7 @@ from skipconv_jax.baselines.video_net import (
 )
 from skipconv_jax.models.efficientdet import EfficientDet
 from skipconv_jax.models.flow_net import FlowNet
-from skipconv_jax.trace import number_of_streams
+from skipconv_jax.program.walk import number_of_streams
 from skipconv_jax.warp.block_matching import BlockMatching
 
 Tree = Any

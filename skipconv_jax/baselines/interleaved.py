@@ -19,7 +19,7 @@ from skipconv_jax.baselines.video_net import (
     tick,
     zeros_like_shape,
 )
-from skipconv_jax.trace import number_of_streams
+from skipconv_jax.program.walk import number_of_streams
 
 
 class InterleavedState(NamedTuple):

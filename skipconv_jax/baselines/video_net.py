@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from skipconv_jax import macs
-from skipconv_jax.canonical import for_this_backend
-from skipconv_jax.streaming import Reading, Streamer, stage_firing
-from skipconv_jax.trace import number_of_streams
+from skipconv_jax.program.canonical import for_this_backend
+from skipconv_jax.program.walk import number_of_streams
+from skipconv_jax.streaming.runner import Reading, Streamer, stage_firing
 from skipconv_jax.transform import SkipNet, skip
 
 Tree = Any

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 
 from skipconv_jax import macs
-from skipconv_jax.calibration import Budget, Plan, calibrate
-from skipconv_jax.calibration.plan import GATES
 from skipconv_jax.experiment import Experiment
 from skipconv_jax.ops import POLICIES
+from skipconv_jax.streaming.sources import Source, is_video
 from skipconv_jax.tasks.detection import DetectionTask
 from skipconv_jax.tasks.pose import PoseTask
-from skipconv_jax.video import Source, is_video
+from skipconv_jax.tuning import Budget, Plan, calibrate
+from skipconv_jax.tuning.gate_plan import GATES
 
 # Without labels a joint agrees that lies within this share of the frame's longer side, which is
 # PCK@.2 of a box of this share of it.

@@ -12,9 +12,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from skipconv_jax import macs
-from skipconv_jax.canonical import for_this_backend
 from skipconv_jax.experiment import Experiment
-from skipconv_jax.streaming import Streamer, make_streamer
+from skipconv_jax.program.canonical import for_this_backend
+from skipconv_jax.streaming.runner import Streamer, make_streamer
 from skipconv_jax.tasks.protocols import over_splits
 
 Tree = Any

@@ -14,11 +14,11 @@ import numpy as np
 from skipconv_jax import macs, native
 from skipconv_jax.commands.views import View, make_view
 from skipconv_jax.experiment import Experiment
-from skipconv_jax.plan import Plan, compile_plan
-from skipconv_jax.reset import Drift, Guard, SceneCut
-from skipconv_jax.streaming import Reading, make_plan_streamer, make_streamer
+from skipconv_jax.plans.native import Plan, compile_plan
+from skipconv_jax.streaming.guards import Drift, Guard, SceneCut
+from skipconv_jax.streaming.runner import Reading, make_plan_streamer, make_streamer
+from skipconv_jax.streaming.sources import Frame, Source, VideoError, VideoWriter
 from skipconv_jax.transform import SkipNet
-from skipconv_jax.video import Frame, Source, VideoError, VideoWriter
 from skipconv_jax.viz import draw
 from skipconv_jax.viz.charts import Bins, stream_chart
 

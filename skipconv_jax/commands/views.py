@@ -9,7 +9,7 @@ import numpy as np
 
 from skipconv_jax.data.augment import crop_affine, invert_affine, warp_frames, warp_joints
 from skipconv_jax.data.detection_pipeline import MEAN_COLOR, DetectionView, place
-from skipconv_jax.data.videos import clip_boxes
+from skipconv_jax.data.labelled_videos import clip_boxes
 from skipconv_jax.experiment import Experiment
 from skipconv_jax.experiment.classification import ActionExperiment
 from skipconv_jax.experiment.detection import DetectionExperiment

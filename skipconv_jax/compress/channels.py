@@ -16,7 +16,7 @@ import jax
 import jax.extend.core as jex
 
 from skipconv_jax.compress.kernels import Path
-from skipconv_jax.jaxprs import CALLS, CONV, aval
+from skipconv_jax.program.jaxprs import CALLS, CONV, aval
 
 Tree = Any
 _ELEMENTWISE = frozenset(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipconv_jax.ops.geometry import Conv
-from skipconv_jax.trace import Site, Visitor, evaluate, leaf_name
+from skipconv_jax.program.walk import Site, Visitor, evaluate, leaf_name
 
 Tree = Any
 Path = tuple[str, ...]

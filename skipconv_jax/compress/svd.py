@@ -21,7 +21,7 @@ import numpy as np
 
 from skipconv_jax.compress.kernels import Kernel, Path, get, plain, replaced
 from skipconv_jax.ops.geometry import Conv
-from skipconv_jax.trace import Site, Visitor, evaluate
+from skipconv_jax.program.walk import Site, Visitor, evaluate
 
 Tree = Any
 METHODS = ("spatial", "weight")

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from skipconv_jax.data.clips import PoseClip
-from skipconv_jax.data.videos import BoxTrack, VideoWindow, make_track
+from skipconv_jax.data.labelled_videos import BoxTrack, VideoWindow, make_track
 from skipconv_jax.tasks.pose import JOINTS
 
 # Category to the columns of its keypoints that are our joints (-1: missing), and their number.

@@ -6,8 +6,8 @@ from pathlib import Path
 from skipconv_jax.data.clips import PoseClip
 from skipconv_jax.data.coco_folder import CocoVideos, read_pose_clips
 from skipconv_jax.data.jhmdb_folder import JhmdbFolder
+from skipconv_jax.data.labelled_videos import VideoSource
 from skipconv_jax.data.ua_detrac_folder import DetracFolder, FolderVideos
-from skipconv_jax.data.videos import VideoSource
 
 
 def _prepared(root: Path, dataset: str, preferred: Sequence[str]) -> str | None:

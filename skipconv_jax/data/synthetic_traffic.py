@@ -21,10 +21,10 @@ from rich.progress import track
 
 from skipconv_jax.data.draw_traffic import draw_scene, draw_vehicle, far_region
 from skipconv_jax.data.folders import PARTIAL, write_note, write_text
+from skipconv_jax.data.labelled_videos import clip_boxes, covered
 from skipconv_jax.data.scenery import SensorNoise
 from skipconv_jax.data.traffic import FPS, Camera, Road
 from skipconv_jax.data.ua_detrac_folder import VEHICLES
-from skipconv_jax.data.videos import clip_boxes, covered
 
 
 @dataclasses.dataclass(frozen=True)

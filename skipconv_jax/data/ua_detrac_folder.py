@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from skipconv_jax.data.clips import check_frames
-from skipconv_jax.data.videos import BoxTrack, VideoWindow, make_track
+from skipconv_jax.data.labelled_videos import BoxTrack, VideoWindow, make_track
 
 PARTS = ("train", "test")
 VEHICLES = ("car", "bus", "van", "others")

@@ -17,8 +17,8 @@ from skipconv_jax.baselines.video_net import VideoNet
 from skipconv_jax.data import detection_pipeline as pipeline
 from skipconv_jax.data.augment import normalize
 from skipconv_jax.data.detection_pipeline import DetectionAugmentation, Labels
+from skipconv_jax.data.labelled_videos import FirstVideos, VideoSource
 from skipconv_jax.data.sources import open_videos
-from skipconv_jax.data.videos import FirstVideos, VideoSource
 from skipconv_jax.experiment.base import DENSE, Batch, Experiment
 from skipconv_jax.models import EfficientDet, init_variables
 from skipconv_jax.models.flow_net import FlowNet

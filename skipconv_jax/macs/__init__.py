@@ -18,7 +18,7 @@ from skipconv_jax.ops import checks
 from skipconv_jax.ops.gates import Gate
 from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.ops.state import SkipState
-from skipconv_jax.trace import Site
+from skipconv_jax.program.walk import Site
 
 GIGA = 1e9
 

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from skipconv_jax import graph as g
 from skipconv_jax.native.builder import ACTIVATIONS, BINARIES, ProgramBuilder, Ref
 from skipconv_jax.ops import AlwaysGate, GumbelGate, InputNormGate, OutputNormGate, policy_name
 from skipconv_jax.ops.gates import Gate, GateParams
+from skipconv_jax.program import fold as g
 from skipconv_jax.transform import Rule
 
 Avals = Mapping[int, jax.ShapeDtypeStruct]

@@ -1,6 +1,5 @@
 """Skipped convolution as pure functions: geometry, gates, policies and implementations."""
 
-from skipconv_jax.ops.conv import IMPLEMENTATIONS
 from skipconv_jax.ops.gates import (
     AlwaysGate,
     ConvNormGate,
@@ -10,6 +9,7 @@ from skipconv_jax.ops.gates import (
     OutputNormGate,
 )
 from skipconv_jax.ops.geometry import Conv
+from skipconv_jax.ops.masked_conv import IMPLEMENTATIONS
 from skipconv_jax.ops.policies import (
     POLICIES,
     Accumulate,

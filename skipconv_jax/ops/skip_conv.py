@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from skipconv_jax.ops import checks
-from skipconv_jax.ops.conv import masked_conv
-from skipconv_jax.ops.conv.epilogue import Epilogue
 from skipconv_jax.ops.gates import Gate, InputNormGate
 from skipconv_jax.ops.geometry import Conv, Padding, accumulation_dtype, per_stream, widen
+from skipconv_jax.ops.masked_conv import masked_conv
+from skipconv_jax.ops.masked_conv.epilogue import Epilogue
 from skipconv_jax.ops.policies import Policy, Previous
 from skipconv_jax.ops.state import SkipState
 
@@ -117,8 +117,8 @@ def skip_conv(
       policy: what the residual is taken against; `Previous()` (Eq. 3) by default.
       rng: key for sampling gates, which means training; None for inference.
       precision: of the products, as in `jax.lax`; None for the platform's default.
-      implementation: of the masked convolution, see `skipconv_jax.ops.conv`; None picks the dense
-        one for training and the best that takes the case for inference.
+      implementation: of the masked convolution, see `skipconv_jax.ops.masked_conv`; None
+        picks the dense one for training and the best that takes the case for inference.
       epilogue: y = f(scale z + shift) in the pass of the convolution, for policies that recompute;
         the state holds y, and y is returned. Its residual must be None: it changes where no block
         fires.

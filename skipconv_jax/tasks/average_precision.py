@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from skipconv_jax.data.videos import covered
+from skipconv_jax.data.labelled_videos import covered
 
 _KEYS = (
     ("ap", 0),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from skipconv_jax import macs
-from skipconv_jax.canonical import for_this_backend
+from skipconv_jax.program.canonical import for_this_backend
 from skipconv_jax.warp import Translation, equivariance_loss
 
 Tree = Any

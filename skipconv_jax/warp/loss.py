@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from skipconv_jax.trace import Site, Visitor, evaluate
+from skipconv_jax.program.walk import Site, Visitor, evaluate
 from skipconv_jax.warp.layers import _per_image, layer_sources
 from skipconv_jax.warp.motion import Motion, inside, resample
 

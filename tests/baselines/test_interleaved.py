@@ -9,7 +9,7 @@ from skipconv_jax import macs, skip
 from skipconv_jax.baselines.interleaved import Interleaved
 from skipconv_jax.baselines.video_net import Skipped, make_video_streamer, restart, select, tick
 from skipconv_jax.ops import InputNormGate
-from skipconv_jax.streaming import make_streamer
+from skipconv_jax.streaming.runner import make_streamer
 
 
 def test_copies_exactly_and_costs_dense_over_the_interval(halves):

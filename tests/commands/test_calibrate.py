@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from skipconv_jax import config as configs
-from skipconv_jax.calibration import Budget, Plan
 from skipconv_jax.commands.calibrate import (
     Settings,
     agreement,
@@ -26,6 +25,7 @@ from skipconv_jax.experiment.detection import DetectionExperiment
 from skipconv_jax.experiment.pose import PoseExperiment
 from skipconv_jax.tasks.detection import DetectionTask, Predictions
 from skipconv_jax.tasks.pose import PoseTask
+from skipconv_jax.tuning import Budget, Plan
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from skipconv_jax.commands.train import train
 from skipconv_jax.config import set_gate
 from skipconv_jax.data.synthetic_traffic import TrafficScene, generate
 from skipconv_jax.experiment import build
-from skipconv_jax.video import Source
+from skipconv_jax.streaming.sources import Source
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from skipconv_jax.data.detection_pipeline import (
     place,
     steps_per_epoch,
 )
+from skipconv_jax.data.labelled_videos import VideoWindow
 from skipconv_jax.data.ua_detrac_folder import FolderVideos, parse_annotations
-from skipconv_jax.data.videos import VideoWindow
 
 SIZE = (64, 64)
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from skipconv_jax.data import detection_pipeline
+from skipconv_jax.data.labelled_videos import clip_boxes
 from skipconv_jax.data.prepare import prepare
 from skipconv_jax.data.sources import open_clips, open_videos
 from skipconv_jax.data.synthetic_pose import clip_name
-from skipconv_jax.data.videos import clip_boxes
 from skipconv_jax.tasks.average_precision import Detections
 from skipconv_jax.tasks.pose import JOINTS
 from skipconv_jax.tasks.protocols import evaluate_detection

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from skipconv_jax.data import synthetic_traffic
+from skipconv_jax.data.labelled_videos import clip_boxes
 from skipconv_jax.data.synthetic_traffic import TrafficScene, generate, render_sequence, to_xml
 from skipconv_jax.data.traffic import FPS, Road
 from skipconv_jax.data.ua_detrac_folder import VEHICLES, DetracFolder, parse_annotations
-from skipconv_jax.data.videos import clip_boxes
 from tests.data.conftest import TRAFFIC
 
 CLEAN = TrafficScene(height=108, width=192, frames=6, night=0, noise=0, density=0.6)

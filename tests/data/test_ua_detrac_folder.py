@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from skipconv_jax.data import ua_detrac_folder
+from skipconv_jax.data.labelled_videos import BoxTrack, clip_boxes, covered, make_track
 from skipconv_jax.data.ua_detrac_folder import (
     VEHICLES,
     DamagedSequenceError,
@@ -13,7 +14,6 @@ from skipconv_jax.data.ua_detrac_folder import (
     FolderVideos,
     parse_annotations,
 )
-from skipconv_jax.data.videos import BoxTrack, clip_boxes, covered, make_track
 
 
 def test_the_real_xml_is_read(shared_dir):

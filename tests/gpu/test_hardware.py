@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from skipconv_jax.ops import Conv
-from skipconv_jax.ops.conv import masked_conv
+from skipconv_jax.ops.masked_conv import masked_conv
 
 PLATFORM = jax.default_backend()
 pytestmark = pytest.mark.skipif(PLATFORM == "cpu", reason="needs a GPU or TPU")

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import strategies as st
 
 from skipconv_jax.ops import IMPLEMENTATIONS, Conv
-from skipconv_jax.ops.conv import masked_conv
+from skipconv_jax.ops.masked_conv import masked_conv
 from tests.ops.cases import BY_NAME, CASES, Case, dense, named, upsampled
 
 PLAIN_XLA = ("reference", "blocks", "packed")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skipconv_jax.ops.conv import Conv, masked_conv, packed
+from skipconv_jax.ops.masked_conv import Conv, masked_conv, packed
 
 
 def test_capacities_are_few_rising_and_never_everything():

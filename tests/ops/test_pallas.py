@@ -19,13 +19,13 @@ from skipconv_jax.ops import (
     Conv,
     InputNormGate,
     Previous,
-    conv,
+    masked_conv as conv,
     init_state,
     skip_conv,
 )
-from skipconv_jax.ops.conv import masked_conv, pallas_gpu, pallas_gpu_compat, pallas_tpu
-from skipconv_jax.ops.conv.epilogue import Epilogue
-from skipconv_jax.ops.conv.problem import Problem
+from skipconv_jax.ops.masked_conv import masked_conv, pallas_gpu, pallas_gpu_compat, pallas_tpu
+from skipconv_jax.ops.masked_conv.epilogue import Epilogue
+from skipconv_jax.ops.masked_conv.problem import Problem
 
 TOLERANCE = 2e-5
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from skipconv_jax.ops import Conv
-from skipconv_jax.ops.conv import masked_conv
+from skipconv_jax.ops.masked_conv import masked_conv
 
 
 def test_time_falls_with_the_active_share():

@@ -5,12 +5,12 @@ import pytest
 
 from skipconv_jax.data import detection_pipeline, pipeline
 from skipconv_jax.data.jhmdb_folder import JhmdbFolder
+from skipconv_jax.data.labelled_videos import clip_boxes
 from skipconv_jax.data.synthetic_pose import Scene
 from skipconv_jax.data.synthetic_pose import generate as generate_pose
 from skipconv_jax.data.synthetic_traffic import TrafficScene
 from skipconv_jax.data.synthetic_traffic import generate as generate_traffic
 from skipconv_jax.data.ua_detrac_folder import DetracFolder, FolderVideos
-from skipconv_jax.data.videos import clip_boxes
 from skipconv_jax.tasks.average_precision import Detections
 from skipconv_jax.tasks.pose import JOINTS, Pck
 from skipconv_jax.tasks.protocols import evaluate_detection, over_splits

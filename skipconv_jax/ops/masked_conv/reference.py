@@ -1,0 +1,57 @@
+"""Masked convolution, dense: convolve everything, then mask. Differentiable; what training uses."""
+
+import jax
+import jax.numpy as jnp
+
+from skipconv_jax.ops.geometry import block_upsample
+from skipconv_jax.ops.masked_conv.problem import Problem
+
+
+@jax.custom_jvp
+def _add_where(mask: jax.Array, base: jax.Array, update: jax.Array) -> jax.Array:
+    """base + mask * update for a mask in {0, 1}; bitwise `base` where the mask is 0."""
+    return jnp.where(mask > 0, base + update, base)
+
+
+@_add_where.defjvp
+def _add_where_jvp(
+    primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    mask, base, update = primals
+    d_mask, d_base, d_update = tangents
+    return _add_where(mask, base, update), d_base + mask * d_update + d_mask * update
+
+
+@jax.custom_jvp
+def _replace_where(mask: jax.Array, base: jax.Array, fresh: jax.Array) -> jax.Array:
+    """base + mask * (fresh - base) for a mask in {0, 1}, without rounding."""
+    return jnp.where(mask > 0, fresh, base)
+
+
+@_replace_where.defjvp
+def _replace_where_jvp(
+    primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    mask, base, fresh = primals
+    d_mask, d_base, d_fresh = tangents
+    tangent = (1 - mask) * d_base + mask * d_fresh + d_mask * (fresh - base)
+    return _replace_where(mask, base, fresh), tangent
+
+
+def masked_conv(
+    problem: Problem,
+    operand: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    base: jax.Array,
+    mask: jax.Array,
+) -> jax.Array:
+    """See `skipconv_jax.ops.masked_conv`; takes every case."""
+    dense = problem.conv(operand, kernel).astype(base.dtype)
+    per_position = block_upsample(mask, problem.block, problem.conv.out_spatial)[..., None]
+    per_position = per_position.astype(base.dtype)
+    if not problem.recompute:
+        return _add_where(per_position, base, dense)
+    if bias is not None:
+        dense = dense + bias.astype(dense.dtype).reshape((1,) * (dense.ndim - 1) + (-1,))
+    return _replace_where(per_position, base, dense)

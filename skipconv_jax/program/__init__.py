@@ -1,0 +1,1 @@
+"""A traced network: one walk over its equations, its convolutions as sites, and its folded form."""

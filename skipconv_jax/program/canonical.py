@@ -1,0 +1,148 @@
+"""Convolutions as XLA's CPU backend has fast code for them; results stay the same.
+
+XLA for CPUs puts convolutions into the layout of its fast kernels (NHWC, HWIO) only in a program's
+entry computation. The gradients of a convolution are convolutions in other layouts, so inside
+`lax.scan` they fall back to naive loops: on two cores the gradient of a scanned 3x3 convolution
+took 15 times as long as the unrolled one. `canonical` transposes them by hand. It also writes
+depthwise convolutions and their gradients as sums over taps, wherever they are (`ops.depthwise`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+from jax import lax
+
+from skipconv_jax.ops.depthwise import depthwise, depthwise_kernel_gradient
+from skipconv_jax.program.jaxprs import (
+    CALLS,
+    CONV,
+    aval,
+    bind,
+    channels_last,
+    has_conv,
+    window_first,
+)
+
+
+def canonical(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` with convolutions in loops, branches and checkpoints in NHWC and HWIO layout.
+
+    Depthwise ones become sums over taps, in loops and outside. Apply it outside of `jax.grad`, so
+    that the gradients' convolutions are seen, and inside of `jax.jit`. Kernel gradients of other
+    grouped convolutions (`batch_group_count` > 1) stay as they are.
+    """
+
+    def wrapped(*args: Any) -> Any:
+        closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+        out = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), nested=False)
+        return jax.tree.unflatten(jax.tree.structure(shape), out)
+
+    return wrapped
+
+
+def for_this_backend(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`canonical(fn)` where computations go to a CPU, else `fn`; wrap it right inside `jax.jit`."""
+    return canonical(fn) if jax.default_backend() == "cpu" else fn
+
+
+def _evaluate(
+    jaxpr: jex.Jaxpr, consts: Sequence[Any], args: Sequence[Any], nested: bool
+) -> list[Any]:
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, jex.Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        env.update(
+            zip(eqn.outvars, _equation(eqn, [read(v) for v in eqn.invars], nested), strict=True)
+        )
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _equation(eqn: jex.JaxprEqn, inputs: list[Any], nested: bool) -> list[Any]:
+    name = eqn.primitive.name
+    if name == CONV:
+        if _is_depthwise(eqn):
+            return [_depthwise(eqn, *inputs)]
+        if nested and eqn.params["batch_group_count"] == 1:
+            return [_convolution(eqn, *inputs)]
+        return bind(eqn, inputs)
+    if not has_conv(eqn):
+        return bind(eqn, inputs)
+    if name in CALLS:
+        # Derivatives are taken by now, so custom rules mean nothing any more.
+        body = eqn.params[CALLS[name]]
+        return _evaluate(body.jaxpr, body.consts, inputs, nested)
+    return bind(eqn, inputs, {k: _rewritten(v) for k, v in eqn.params.items()})
+
+
+def _rewritten(value: Any) -> Any:
+    """A parameter of an equation with the jaxprs in it rewritten."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_rewritten, value))
+    if isinstance(value, jex.ClosedJaxpr):
+        return _retrace(value.jaxpr, value.consts)
+    if isinstance(value, jex.Jaxpr):
+        return _retrace(value, ()).jaxpr
+    return value
+
+
+def _retrace(jaxpr: jex.Jaxpr, consts: Sequence[Any]) -> jex.ClosedJaxpr:
+    shapes = [v.aval for v in jaxpr.invars]
+    return jax.make_jaxpr(lambda *args: _evaluate(jaxpr, consts, args, nested=True))(*shapes)
+
+
+def _is_depthwise(eqn: jex.JaxprEqn) -> bool:
+    """Whether it has one filter per channel, or is the kernel gradient of such a convolution."""
+    params, (lhs, rhs) = eqn.params, map(aval, eqn.invars)
+    numbers = params["dimension_numbers"]
+    channels = rhs.shape[numbers.rhs_spec[0]]
+    forward = params["feature_group_count"] == lhs.shape[numbers.lhs_spec[1]] == channels
+    backward = params["batch_group_count"] == lhs.shape[numbers.lhs_spec[0]] == channels
+    return channels > 1 and (forward or backward)
+
+
+def _depthwise(eqn: jex.JaxprEqn, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    params, rank = eqn.params, x.ndim
+    numbers, out = params["dimension_numbers"], aval(eqn.outvars[0])
+    wide = params["preferred_element_type"] or out.dtype
+    x, kernel = x.astype(wide), kernel.astype(wide)
+    x = x.transpose(channels_last(numbers.lhs_spec))
+    padding, dilation = params["padding"], params["lhs_dilation"]
+    order = channels_last(numbers.out_spec)
+    if params["batch_group_count"] == 1:
+        kernel = kernel.transpose(window_first(numbers.rhs_spec))
+        strides = params["window_strides"]
+        z = depthwise(x, kernel, strides, padding, params["rhs_dilation"], dilation)
+    else:
+        channel, inner, *window = numbers.rhs_spec
+        # The channels are the batch of both operands here, and the cotangent is the kernel; the
+        # convolution's strides are the gradient's kernel dilation and the other way round.
+        z = depthwise_kernel_gradient(
+            jnp.swapaxes(x, 0, -1),
+            kernel.transpose(channels_last((inner, channel, *window))),
+            [out.shape[axis] for axis in order[1:-1]],
+            params["rhs_dilation"],
+            padding,
+            params["window_strides"],
+            dilation,
+        )
+        z = jnp.moveaxis(z, -2, 0)
+    return z.astype(out.dtype).transpose([order.index(axis) for axis in range(rank)])
+
+
+def _convolution(eqn: jex.JaxprEqn, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    params = dict(eqn.params)
+    numbers, rank = params["dimension_numbers"], x.ndim
+    spatial = tuple(range(1, rank - 1))
+    params["dimension_numbers"] = lax.ConvDimensionNumbers(
+        (0, rank - 1, *spatial), (rank - 1, rank - 2, *range(rank - 2)), (0, rank - 1, *spatial)
+    )
+    x = x.transpose(channels_last(numbers.lhs_spec))
+    (z,) = bind(eqn, [x, kernel.transpose(window_first(numbers.rhs_spec))], params)
+    order = channels_last(numbers.out_spec)
+    return z.transpose([order.index(axis) for axis in range(rank)])

@@ -1,0 +1,1 @@
+"""Streams of any length: where frames come from, the loop over them, when a stream starts anew."""

@@ -1,0 +1,173 @@
+"""A plan: the gate of every convolution of one network, found by calibration, as a JSON file."""
+
+import dataclasses
+import glob
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from skipconv_jax.ops import POLICIES, ConvNormGate, InputNormGate, OutputNormGate, policy_name
+from skipconv_jax.program.walk import Site
+from skipconv_jax.transform import Rule
+
+FORMAT = "skipconv_jax plan 1"
+GATES: dict[str, type[InputNormGate | OutputNormGate | ConvNormGate]] = {
+    "input_norm": InputNormGate,
+    "output_norm": OutputNormGate,
+    "conv_norm": ConvNormGate,
+}
+"""Gates a plan can hold."""
+
+# More names than these in one message help nobody.
+_NAMED = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """What a plan says of one convolution.
+
+    Attributes:
+      kernel_shape: `(*window, Ci / groups, Co)`, to recognise the network by.
+      gate: its gate; None leaves it dense.
+    """
+
+    kernel_shape: tuple[int, ...]
+    gate: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Gates for every convolution of a network; `skip(fn, plan)` applies it.
+
+    Attributes:
+      layers: (name, layer) pairs, in the order of the trace.
+      policy: name in `POLICIES` of what the gates were calibrated for.
+      notes: (key, JSON text) pairs: the budget, what was measured, how.
+    """
+
+    layers: tuple[tuple[str, LayerPlan], ...]
+    policy: str
+    notes: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ValueError(f"`policy` (={self.policy!r}) must be one of {sorted(POLICIES)}.")
+
+    @classmethod
+    def make(
+        cls, sites: Sequence[Site], gates: Mapping[str, Any], policy: Any, **notes: Any
+    ) -> "Plan":
+        """A plan for traced convolutions.
+
+        Args:
+          sites: of the network.
+          gates: by name; None or absent leaves a convolution dense.
+          policy: a policy object.
+          **notes: anything JSON can hold.
+        """
+        layers = tuple((s.name, LayerPlan(s.kernel_shape, gates.get(s.name))) for s in sites)
+        texts = tuple((key, json.dumps(value)) for key, value in notes.items())
+        return cls(layers, policy_name(policy), texts)
+
+    def rules(self) -> list[tuple[str, Rule | None]]:
+        """One rule per convolution.
+
+        Later calls of a layer (`name@1`) come first, because the pattern of `name` fits them all.
+        """
+        policy = POLICIES[self.policy]()
+        ordered = sorted(self.layers, key=lambda named: "@" not in named[0])
+        return [
+            (glob.escape(name), None if layer.gate is None else Rule(layer.gate, policy))
+            for name, layer in ordered
+        ]
+
+    def check(self, sites: Sequence[Site]) -> None:
+        """Refuses the convolutions of another network.
+
+        Raises:
+          ValueError: naming convolutions the plan has not, the network has not, or that differ.
+        """
+        planned = {name: layer.kernel_shape for name, layer in self.layers}
+        found = {site.name: site.kernel_shape for site in sites}
+        faults = [
+            ("the plan has not", sorted(found.keys() - planned.keys())),
+            ("the network has not", sorted(planned.keys() - found.keys())),
+            (
+                "have other kernels",
+                [n for n in planned if n in found and planned[n] != found[n]],
+            ),
+        ]
+        parts = [f"{what}: {_some(names)}" for what, names in faults if names]
+        if parts:
+            raise ValueError(
+                f"`plan` must be made for this network; convolutions that {'; that '.join(parts)}. "
+                "Calibrate this network."
+            )
+
+    def note(self, key: str) -> Any:
+        """A note by its key, None where there is none."""
+        return next((json.loads(text) for name, text in self.notes if name == key), None)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan as JSON."""
+        layers = {
+            name: {"kernel": list(layer.kernel_shape), "gate": _gate_settings(layer.gate)}
+            for name, layer in self.layers
+        }
+        notes = {key: json.loads(text) for key, text in self.notes}
+        whole = {"format": FORMAT, "policy": self.policy, "notes": notes, "layers": layers}
+        Path(path).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Reads what `save` wrote.
+
+        Raises:
+          ValueError: no plan, or one of another version.
+        """
+        try:
+            whole = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(whole, dict) or whole.get("format") != FORMAT:
+                raise ValueError(f"it must hold 'format': {FORMAT!r}")
+            layers = tuple(
+                (name, LayerPlan(tuple(layer["kernel"]), _gate(layer["gate"])))
+                for name, layer in whole["layers"].items()
+            )
+            notes = tuple((key, json.dumps(value)) for key, value in whole["notes"].items())
+            return cls(layers, whole["policy"], notes)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"`plan` (={str(path)!r}) must be a file written by calibrate.py; {error}."
+            ) from error
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
+
+
+def gate_name(gate: Any) -> str:
+    """The name of a gate's class in `GATES`.
+
+    Raises:
+      ValueError: a gate a plan can't hold.
+    """
+    for name, cls in GATES.items():
+        if type(gate) is cls:
+            return name
+    raise ValueError(f"`gate` (={gate}) must be one of {sorted(GATES)} to be part of a plan.")
+
+
+def _gate_settings(gate: Any) -> dict[str, Any] | None:
+    return None if gate is None else {"name": gate_name(gate), **dataclasses.asdict(gate)}
+
+
+def _gate(settings: Mapping[str, Any] | None) -> Any:
+    if settings is None:
+        return None
+    options = dict(settings)
+    name = options.pop("name")
+    if name not in GATES:
+        raise ValueError(f"gate {name!r} must be one of {sorted(GATES)}")
+    return GATES[name](**options)

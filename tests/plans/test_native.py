@@ -1,0 +1,261 @@
+"""A compiled plan gives the outputs and masks of `net.apply`."""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skipconv_jax import native, skip
+from skipconv_jax.models.layers import upsample_nearest
+from skipconv_jax.ops import (
+    Accumulate,
+    AlwaysGate,
+    ClosedLoop,
+    GumbelGate,
+    InputNormGate,
+    Keyframe,
+    OutputNormGate,
+    Previous,
+)
+from skipconv_jax.plans.native import Plan, compile_plan
+from skipconv_jax.program import fold as graph
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine is not built")
+
+
+class _Net(nn.Module):
+    """Residual block, squeeze-excite, depthwise, pooling, concatenation, a shared kernel."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = nn.swish(nn.Conv(16, (3, 3), strides=2)(x))
+        y = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(16, (3, 3), use_bias=False)(x)))
+        x = nn.relu(nn.Conv(16, (3, 3))(y) + x)
+        d = nn.relu6(nn.Conv(16, (5, 5), feature_group_count=16)(x))
+        squeezed = nn.swish(nn.Conv(4, (1, 1))(d.mean(axis=(1, 2), keepdims=True)))
+        d = d * nn.sigmoid(nn.Conv(16, (1, 1))(squeezed))
+        shared = nn.Conv(16, (1, 1))
+        d = shared(shared(d))
+        pooled = nn.max_pool(d, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        halved = nn.pooling.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4.0
+        joined = jnp.concatenate([halved, pooled], axis=-1)
+        return joined, d
+
+
+def _clip(shape: tuple[int, ...], frames: int) -> list[jax.Array]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype(np.float32)
+    clip = [x]
+    for t in range(frames - 1):
+        x = x.copy()
+        if t != 1:
+            y0, x0 = rng.integers(0, shape[1] - 8), rng.integers(0, shape[2] - 8)
+            patch = x[:, y0 : y0 + 8, x0 : x0 + 8]
+            patch += rng.normal(size=patch.shape).astype(np.float32) * np.float32(0.3)
+        clip.append(x)
+    return [jnp.asarray(f) for f in clip]
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[Any, Any, list[jax.Array]]:
+    model, clip = _Net(), _clip((2, 32, 40, 3), 5)
+    return model, model.init(jax.random.key(0), clip[0]), clip
+
+
+_GATES = {
+    "input": InputNormGate(3e-2, block=4),
+    "output": OutputNormGate(3e-3, block=5, reduction="mean"),
+    "sum": InputNormGate(5.0, block=3, reduction="sum"),
+    "gumbel": GumbelGate(block=4, bias_init=-0.2),
+    "gumbel of magnitudes": GumbelGate(4, bias_init=-0.2, kernel_gain=4.0, sees="magnitude"),
+    "always": AlwaysGate(block=8),
+}
+
+
+@pytest.mark.parametrize(
+    "policy", [Previous(), ClosedLoop(), Accumulate()], ids=lambda p: type(p).__name__
+)
+@pytest.mark.parametrize("gate", list(_GATES))
+def test_plan_equals_apply(network: Any, policy: Any, gate: str) -> None:
+    if gate.startswith("gumbel") and isinstance(policy, Accumulate):
+        pytest.skip("accumulated norms need a norm gate")
+    model, variables, clip = network
+    net = skip(model.apply, [("Conv_0", None)], gate=_GATES[gate], policy=policy)
+    params, state = net.init(variables, clip[0], key=jax.random.key(1))
+    plan = compile_plan(net, params, clip[0])
+    plan_state, apply = plan.init_state(), jax.jit(net.apply)
+    for frame in clip:
+        y, state = apply(params, state, frame)
+        got, plan_state, masks = plan.step(plan_state, frame)
+        for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(got), strict=True):
+            np.testing.assert_allclose(b, a, atol=3e-5 * float(jnp.abs(a).max()), rtol=0)
+        fired = plan.fired(masks)
+        assert set(fired) == set(state)
+        for name, mask in fired.items():
+            np.testing.assert_array_equal(mask, state[name].fired, err_msg=name)
+
+
+def test_equations_without_a_rule_run_in_xla(network: Any) -> None:
+    model, variables, clip = network
+
+    def fn(variables: Any, x: jax.Array) -> jax.Array:
+        joined, d = model.apply(variables, jnp.flip(x, axis=1))
+        return jnp.sin(jnp.flip(d, axis=2)).mean(axis=(1, 2)) + joined.mean()
+
+    net = skip(fn, gate=InputNormGate(3e-2, block=4))
+    params, state = net.init(variables, clip[0])
+    plan = compile_plan(net, params, clip[0])
+    assert "no rule for sin" in plan.report()
+    plan_state = plan.init_state()
+    for frame in clip[:3]:
+        y, state = net.apply(params, state, frame)
+        got, plan_state, _ = plan.step(plan_state, frame)
+        np.testing.assert_allclose(got, y, atol=1e-5)
+
+
+def test_thresholds_change_without_compiling(network: Any) -> None:
+    model, variables, clip = network
+    net = skip(model.apply, gate=InputNormGate(3e-2, block=4), policy=ClosedLoop())
+    params, state = net.init(variables, clip[0])
+    plan = compile_plan(net, params, clip[0])
+    plan_state, step, apply = plan.init_state(), jax.jit(plan.apply), jax.jit(net.apply)
+    for t, frame in enumerate([*clip, clip[-1]]):
+        # The last frame repeats: only the lower threshold wakes blocks.
+        threshold = jnp.float32(0.3 if t < len(clip) else 1e-3)
+        gates = {name: {"threshold": threshold} for name in params["gates"]}
+        y, state = apply({**params, "gates": gates}, state, frame)
+        got, plan_state, masks = step(plan_state, frame, plan.with_gates(gates))
+        for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(got), strict=True):
+            np.testing.assert_allclose(b, a, atol=3e-5 * float(jnp.abs(a).max()), rtol=0)
+        for name, mask in plan.fired(masks).items():
+            np.testing.assert_array_equal(mask, state[name].fired, err_msg=name)
+
+
+def test_policy_without_a_kernel_is_refused(network: Any) -> None:
+    model, variables, clip = network
+    net = skip(model.apply, policy=Keyframe())
+    params, _ = net.init(variables, clip[0])
+    with pytest.raises(ValueError, match=r"net\.apply"):
+        compile_plan(net, params, clip[0])
+
+
+class _Detector(nn.Module):
+    """What EfficientDet is made of: squeeze-excite, weighted fusion, heads shared over levels."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = nn.swish(nn.Conv(20, (3, 3), strides=2)(x))
+        skip = nn.Conv(20, (1, 1))(x)
+        for kernel in (3, 5):
+            y = nn.swish(nn.Conv(40, (1, 1))(skip))
+            y = nn.swish(nn.Conv(40, (kernel, kernel), feature_group_count=40)(y))
+            s = nn.swish(nn.Conv(5, (1, 1))(y.mean(axis=(1, 2), keepdims=True)))
+            s = jnp.broadcast_to(nn.sigmoid(nn.Conv(40, (1, 1))(s)), y.shape)
+            skip = skip + nn.Conv(20, (1, 1))(y * s)
+        low = nn.max_pool(skip, (3, 3), (2, 2), "SAME")
+        low = nn.Conv(20, (5, 5), strides=2, feature_group_count=20, padding="SAME")(low)
+        up = upsample_nearest(low, 4)
+        edges = nn.relu(self.param("edges", nn.initializers.ones, (2,)))
+        weights = edges / (edges.sum() + 1e-4)
+        high = nn.swish(weights[0] * skip + weights[1] * up)
+        head, box = nn.Conv(9 * 5, (1, 1)), nn.Conv(9 * 4, (1, 1))
+        flat = [
+            [c(m).reshape(m.shape[0], -1, n) for m in (high, low)] for c, n in ((head, 5), (box, 4))
+        ]
+        return jnp.concatenate(flat[0], axis=1), jnp.concatenate(flat[1], axis=1)
+
+
+def _kept_and_plain(threshold: float) -> tuple[Any, Any, list[jax.Array]]:
+    """Two plans of a detector whose outputs are joined from maps, one of which keeps them."""
+    model, clip = _Detector(), _clip((2, 64, 48, 3), 6)
+    variables = model.init(jax.random.key(0), clip[0])
+    net = skip(model.apply, gate=InputNormGate(threshold, block=4))
+    params, _ = net.init(variables, clip[0])
+    plain, kept = (compile_plan(net, params, clip[0], keep_outputs=k) for k in (False, True))
+    return plain, kept, clip
+
+
+@pytest.mark.parametrize("threshold", [0.0, 3e-2, 0.2])
+def test_kept_outputs_are_the_outputs(threshold: float) -> None:
+    plain, kept, clip = _kept_and_plain(threshold)
+    states, step = (plain.init_state(), kept.init_state()), jax.jit(kept.apply)
+    inside = kept.init_state()
+    for t, frame in enumerate([*clip, clip[-1]]):
+        if t == 3:  # one stream starts anew
+            anew = jnp.array([False, True])
+            states = plain.reset(states[0], anew), kept.reset(states[1], anew)
+            inside = kept.reset(inside, anew)
+        y, first, masks = plain.step(states[0], frame)
+        z, second, fired = kept.step(states[1], frame)
+        w, inside, _ = step(inside, frame)
+        states = first, second
+        chex.assert_trees_all_equal(y, z, w)
+        chex.assert_trees_all_equal(masks, fired)
+
+
+def test_kept_outputs_stay_where_they_are_and_go_with_the_next_frame() -> None:
+    _, kept, clip = _kept_and_plain(3e-2)
+    y, state, _ = kept.step(kept.init_state(), clip[0])
+    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(y)]
+    z, state, _ = kept.step(state, clip[1])
+    assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(z)] == places
+    with pytest.raises(RuntimeError, match="deleted"):
+        np.asarray(jax.tree.leaves(y)[0])
+
+
+def test_kept_outputs_count_as_state() -> None:
+    plain, kept, clip = _kept_and_plain(3e-2)
+    y, _, _ = plain.step(plain.init_state(), clip[0])
+    added = kept.state_bytes() - plain.state_bytes()
+    assert added == sum(leaf.nbytes for leaf in jax.tree.leaves(y)) / len(clip[0])
+
+
+def test_a_state_without_the_kept_outputs_is_refused() -> None:
+    plain, kept, clip = _kept_and_plain(3e-2)
+    with pytest.raises(ValueError, match=r"`state` \(=1 arrays\) must have 3.*keep_outputs"):
+        kept.step(plain.init_state(), clip[0])
+    with pytest.raises(ValueError, match=r"`state` \(=3 arrays\) must have 1"):
+        plain.reset(kept.init_state())
+
+
+@pytest.mark.parametrize(
+    "policy", [Previous(), ClosedLoop(), Accumulate()], ids=lambda p: type(p).__name__
+)
+@pytest.mark.parametrize("gate", ["input", "gumbel", "always"])
+def test_detector_runs_as_one_native_call(policy: Any, gate: str) -> None:
+    if gate == "gumbel" and isinstance(policy, Accumulate):
+        pytest.skip("accumulated norms need a norm gate")
+    model, clip = _Detector(), _clip((2, 64, 48, 3), 6)
+    variables = model.init(jax.random.key(0), clip[0])
+    net = skip(model.apply, gate=_GATES[gate], policy=policy)
+    params, state = net.init(variables, clip[0], key=jax.random.key(1))
+    plan = compile_plan(net, params, clip[0])
+    assert isinstance(plan, Plan)
+    assert "XLA" not in plan.report()
+    assert len(plan.programs) == 1
+    products = [n for n in plan.graph.nodes if isinstance(n, graph.BinaryNode)]
+    assert len(products) == 2
+    assert "binary" not in plan.programs[0].names
+    plan_state, apply = plan.init_state(), jax.jit(net.apply)
+    for frame in clip:
+        y, state = apply(params, state, frame)
+        got, plan_state, masks = plan.step(plan_state, frame)
+        for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(got), strict=True):
+            assert a.shape == b.shape
+            np.testing.assert_allclose(b, a, atol=3e-5 * float(jnp.abs(a).max()), rtol=0)
+        for name, mask in plan.fired(masks).items():
+            np.testing.assert_array_equal(mask, state[name].fired, err_msg=name)
+
+
+def test_scale_goes_with_plain_pointwise_convolutions_only() -> None:
+    builder = native.ProgramBuilder()
+    x, s = builder.input(8, 8, 16), builder.input(1, 1, 16)
+    kernel = np.zeros((3, 3, 16, 16), np.float32)
+    with pytest.raises(ValueError, match="1x1"):
+        builder.conv(x, kernel, name="c", padding=((1, 1), (1, 1)), scale=s)
+    with pytest.raises(ValueError, match="one value per channel"):
+        builder.conv(x, kernel[:1, :1], name="c", scale=x)

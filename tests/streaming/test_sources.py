@@ -1,0 +1,160 @@
+"""Reading videos: every frame once, and damage reported instead of concealed."""
+
+import json
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from skipconv_jax.streaming.sources import Source, VideoError, VideoWriter
+
+
+def _write(path, frames=48, size=(96, 128), gop=12, b_frames=0):
+    rng = np.random.default_rng(0)
+    texture = rng.integers(0, 255, (size[0], size[1] + frames, 3), np.uint8)
+    texture = cv2.GaussianBlur(texture, (0, 0), 2)
+    # Only MP4 has the option, and its index must come first for a cut file to be read at all.
+    options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=Fraction(25))
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.options = {"g": str(gop), "sc_threshold": "0", "bf": str(b_frames)}
+        for t in range(frames):
+            image = np.ascontiguousarray(texture[:, t : t + size[1]])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _packets(path):
+    with av.open(str(path)) as container:
+        return [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+
+
+def test_every_frame_comes_once(tmp_path):
+    _write(tmp_path / "a.mp4")
+    source = Source(tmp_path / "a.mp4")
+    frames = list(source)
+    assert source.frames == len(frames) == 48
+    assert source.rate == 25
+    assert [f.index for f in frames] == list(range(48))
+    assert all(f.image.shape == (96, 128, 3) and not f.event for f in frames)
+
+
+def test_a_corrupt_frame_and_all_that_depend_on_it_are_lost_and_reported(tmp_path):
+    path = tmp_path / "a.mp4"
+    _write(path)
+    whole = [f.image for f in Source(path)]
+    position, size = _packets(path)[17]
+    data = bytearray(path.read_bytes())
+    for k in range(position + size // 3, position + size):
+        data[k] ^= 0x5A
+    path.write_bytes(data)
+    frames = list(Source(path))
+    lost = [f.index for f in frames if f.image is None]
+    assert lost == list(range(17, 24)), "from the corrupt frame up to the next key frame"
+    assert "corrupt" in frames[17].event
+    for frame in frames:
+        if frame.image is not None:
+            np.testing.assert_array_equal(frame.image, whole[frame.index])
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_corrupt_key_frame_among_reordered_frames(tmp_path, name):
+    """With B-frames a picture comes out later than its packet, also one whose decoding failed."""
+    path = tmp_path / name
+    _write(path, b_frames=3)
+    whole = [f.image for f in Source(path)]
+    assert len(whole) == 48
+    position, size = _packets(path)[24]
+    data = bytearray(path.read_bytes())
+    data[position + size // 2] ^= 0xFF
+    data[position + size // 2 + 40] ^= 0xFF
+    path.write_bytes(data)
+    frames = list(Source(path))
+    assert [f.index for f in frames] == list(range(48))
+    lost = [f.index for f in frames if f.image is None]
+    assert set(range(24, 36)) <= set(lost) <= set(range(21, 36)), "the clip of the key frame"
+    assert all(f.event for f in frames if f.image is None)
+    for frame in frames:
+        if frame.image is not None:
+            np.testing.assert_array_equal(frame.image, whole[frame.index])
+
+
+@pytest.mark.parametrize("b_frames", [0, 3])
+def test_a_truncated_file_that_counts_no_frames_is_known_by_its_duration(tmp_path, b_frames):
+    path = tmp_path / "a.mkv"
+    _write(path, b_frames=b_frames)
+    source = Source(path)
+    assert source.frames is None
+    assert len(list(source)) == 48
+    path.write_bytes(path.read_bytes()[: _packets(path)[30][0]])
+    whole: list[bool] = []
+    with pytest.raises(VideoError, match=r"the file is truncated at 1\.\d+ of 1\.92 s"):
+        whole.extend(frame.image is not None for frame in Source(path))
+    assert all(whole)
+    assert len(whole) >= 24
+
+
+def test_a_truncated_file_is_an_error_after_its_last_whole_frame(tmp_path):
+    path = tmp_path / "a.mp4"
+    _write(path)
+    whole = [f.image for f in Source(path)]
+    path.write_bytes(path.read_bytes()[: _packets(path)[30][0]])
+    frames = iter(Source(path))
+    seen = [next(frames) for _ in range(30)]
+    with pytest.raises(VideoError, match=r"ends after 30 of 48 frames: the file is truncated"):
+        next(frames)
+    np.testing.assert_array_equal(seen[-1].image, whole[29])
+
+
+def test_a_folder_is_read_in_natural_order_and_reports_what_changes(tmp_path):
+    for number, size in ((2, 20), (10, 20), (1, 20), (11, 30)):
+        image = np.full((size, size, 3), number, np.uint8)
+        cv2.imwrite(str(tmp_path / f"frame{number}.png"), image)
+    (tmp_path / "frame3.png").write_bytes(b"no image")
+    frames = list(Source(tmp_path))
+    values = [None if f.image is None else int(f.image[0, 0, 0]) for f in frames]
+    assert values == [1, 2, None, 10, 11]
+    assert frames[2].event == "frame3.png is no readable image"
+    assert frames[4].event == "frame size changed from 20x20 to 30x30"
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all"])
+def test_what_is_no_video_is_refused(tmp_path, content):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match="must be a readable video file"):
+        Source(path)
+
+
+def test_missing_and_empty_sources_are_refused(tmp_path):
+    with pytest.raises(VideoError, match="must be a video file, a folder"):
+        Source(tmp_path / "nothing.mp4")
+    with pytest.raises(VideoError, match="must hold images"):
+        Source(tmp_path)
+
+
+def test_odd_sizes_and_rates_can_be_written(tmp_path):
+    with VideoWriter(tmp_path / "a.mp4", Fraction(30000, 1001)) as writer:
+        for value in (0, 128, 255):
+            writer.write(np.full((33, 47, 3), value, np.uint8))
+        writer.write(np.full((66, 94, 3), 10, np.uint8))
+    frames = [f.image for f in Source(tmp_path / "a.mp4")]
+    assert [f.shape for f in frames] == [(32, 46, 3)] * 4
+    np.testing.assert_allclose([f.mean() for f in frames], [0, 128, 255, 10], atol=3)
+
+
+def test_a_coco_file_stands_for_the_frames_of_one_of_its_videos(tmp_path):
+    images = []
+    for number, (video, order) in enumerate([("a", 1), ("a", 0), ("b", 0)]):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((4, 6, 3), 40 * number, np.uint8))
+        images.append({"id": number, "file_name": f"{number}.png", "height": 4, "width": 6,
+                       "video": video, "frame_id": order})  # fmt: skip
+    file = tmp_path / "labels.json"
+    file.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    frames = list(Source(f"{file}#a"))
+    assert [int(frame.image[0, 0, 0]) for frame in frames] == [40, 0], "in the order of frame_id"
+    with pytest.raises(VideoError, match=r"must name one of its videos.*\['a', 'b'\]"):
+        Source(file)

@@ -3,8 +3,9 @@
 `skip` replaces the convolutions of a network and leaves the rest as it was: batch norm, activations
 and additions are passes over whole maps, fired or not. `fold_plan` folds the traced network first
 (`skipconv_jax.program.fold`), and a convolution whose policy recomputes its blocks takes scale,
-shift and activation into its own pass (`Epilogue`): its state holds the activated output, and blocks that do
-not fire are neither read nor written for it. Same interface as `skipconv_jax.plans.native.Plan`.
+shift and activation into its own pass (`Epilogue`): its state holds the activated output, and
+blocks that do not fire are neither read nor written for it. Same interface as
+`skipconv_jax.plans.native.Plan`.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Inference plans: a skipped network as programs of the native CPU engine.
 
 `compile_plan(net, params, x)` folds the traced network (`skipconv_jax.program.fold`) and lowers it
-to one custom call. Equations without a rule stay XLA between two calls; what they make re-enters the next
-program through a comparison with its previous value. `plan.report()` lists them.
+to one custom call. Equations without a rule stay XLA between two calls; what they make re-enters
+the next program through a comparison with its previous value. `plan.report()` lists them.
 
     plan = compile_plan(net, params, frame)
     state = plan.init_state()
@@ -248,7 +248,8 @@ def compile_plan(
     """Folds a skipped network with concrete parameters into a plan for frames like x.
 
     On a GPU or TPU the plan is that of `skipconv_jax.plans.folded.fold_plan`, which runs the
-    platform's kernels. Where a CPU has no native engine it warns in one line and the plan runs `net.apply`.
+    platform's kernels. Where a CPU has no native engine it warns in one line and the plan runs
+    `net.apply`.
 
     Args:
       net: from `skip`.

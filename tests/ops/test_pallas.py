@@ -19,9 +19,11 @@ from skipconv_jax.ops import (
     Conv,
     InputNormGate,
     Previous,
-    masked_conv as conv,
     init_state,
     skip_conv,
+)
+from skipconv_jax.ops import (
+    masked_conv as conv,
 )
 from skipconv_jax.ops.masked_conv import masked_conv, pallas_gpu, pallas_gpu_compat, pallas_tpu
 from skipconv_jax.ops.masked_conv.epilogue import Epilogue

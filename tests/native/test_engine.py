@@ -78,11 +78,9 @@ def test_random_convolution_follows_eq_3(seed: int) -> None:
     geometry = {k: c[k] for k in ("strides", "padding", "dilation")}
     builder = native.ProgramBuilder()
     x = builder.input(h, w, ci)
-    y = builder.conv(
-        x, kernel, bias, name="c", **geometry, groups=groups, act=c["act"], block=block,
-        gate_params=[c["threshold"]], count=taps * ci,
-    )  # fmt: skip
-    builder.output(y)
+    gate = native.GateSpec("norm", [c["threshold"]], block, count=taps * ci)
+    spec = native.ConvSpec(kernel, bias, "c", **geometry, groups=groups, act=c["act"], gate=gate)
+    builder.output(builder.conv(x, spec))
     program = builder.finish()
     step = jax.jit(program.apply, donate_argnums=1)
     state = program.init_state(b)
@@ -117,14 +115,17 @@ def _small_program(policy: str = "previous") -> native.Program:
     b = native.ProgramBuilder()
     names = (f"c{i}" for i in itertools.count())
 
-    def conv(x: native.Ref, co: int, k: int = 3, stride: int = 1, **kw: Any) -> native.Ref:
+    def conv(
+        x: native.Ref, co: int, k: int = 3, stride: int = 1, act: str = "none", **kw: Any
+    ) -> native.Ref:
         kernel = rng.normal(size=(k, k, x.c, co)).astype(np.float32) / (k * np.sqrt(x.c))
         pad = (k - 1) // 2
-        return b.conv(
-            x, kernel.astype(np.float32), np.ones(co, np.float32), name=next(names),
-            strides=(stride, stride), padding=((pad, pad), (pad, pad)), policy=policy,
-            block=4, gate_params=[0.01], count=k * k * x.c, **kw,
+        spec = native.ConvSpec(
+            kernel.astype(np.float32), np.ones(co, np.float32), next(names),
+            strides=(stride, stride), padding=((pad, pad), (pad, pad)), policy=policy, act=act,
+            gate=native.GateSpec("norm", [0.01], 4, count=k * k * x.c),
         )  # fmt: skip
+        return b.conv(x, spec, **kw)
 
     x = b.input(24, 20, 3, raw=True)
     x = conv(x, 32, act="relu")
@@ -219,7 +220,9 @@ def test_winograd_stays_near_direct() -> None:
     results = []
     for winograd in (False, True):
         b = native.ProgramBuilder(winograd=winograd)
-        b.output(b.conv(b.input(19, 23, 64), kernel, name="c", padding=((1, 1), (1, 1)), block=5))
+        gate = native.GateSpec(block=5)
+        spec = native.ConvSpec(kernel, name="c", padding=((1, 1), (1, 1)), gate=gate)
+        b.output(b.conv(b.input(19, 23, 64), spec))
         program = b.finish()
         (y,), _, _ = program.apply(program.constants, program.init_state(1), jnp.asarray(frame))
         results.append(np.asarray(y))

@@ -21,7 +21,7 @@ ACTIVATIONS = (
     "none", "relu", "relu6", "swish", "sigmoid", "tanh", "hard_swish", "elu", "gelu", "exp", "abs",
     "sqrt", "rsqrt", "square",
 )  # fmt: skip
-POLICIES = ("previous", "reference", "accumulate")
+POLICIES = ("previous", "closed_loop", "accumulate")
 GATES = ("norm", "always", "linear", "magnitude")
 LINEAR = ("linear", "magnitude")
 POOLS = ("max", "mean", "mean_valid", "sum")
@@ -190,12 +190,12 @@ class ProgramBuilder:
             )
         if policy == "accumulate" and gate in LINEAR:
             raise ValueError(
-                f"`gate` (={gate!r}) must be a norm to accumulate; use policy 'reference'."
+                f"`gate` (={gate!r}) must be a norm to accumulate; use policy 'closed_loop'."
             )
         made = scale is not None
-        self._use(x, delta=policy != "reference", cur=policy != "previous" or made)
+        self._use(x, delta=policy != "closed_loop", cur=policy != "previous" or made)
         if scale is not None:
-            self._use(scale, delta=policy != "reference", cur=True)
+            self._use(scale, delta=policy != "closed_loop", cur=True)
         if residual is not None:
             # Under Eq. 3 the state holds the sum, and the residual enters by its change: less
             # memory to move than keeping z and the activation apart.
@@ -402,7 +402,7 @@ class ProgramBuilder:
                 f["zpitch"] = wp * out.cs
             else:
                 f["z"], f["zpitch"] = arena.take(out.h * out.w * out.cs), out.w * out.cs
-        if policy == "reference":
+        if policy == "closed_loop":
             tile = [
                 (f["b"] - 1) * f["s" + a] + (f["k" + a] - 1) * f["d" + a] + 1 for a in ("h", "w")
             ]
@@ -411,7 +411,7 @@ class ProgramBuilder:
             f["sig"] = arena.take(1 + blocks)
         if policy == "accumulate":
             f["acc"] = arena.take(blocks)
-        if f["nsrc"] == 2 and policy != "reference":
+        if f["nsrc"] == 2 and policy != "closed_loop":
             f["top"] = arena.take(blocks * x.cs)
 
     def finish(self) -> "Program":

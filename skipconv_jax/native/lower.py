@@ -15,7 +15,7 @@ from skipconv_jax.transform import Rule
 
 Avals = Mapping[int, jax.ShapeDtypeStruct]
 _ACT = {"logistic": "sigmoid"}
-_POLICIES = ("previous", "reference", "accumulate")
+_POLICIES = ("previous", "closed_loop", "accumulate")
 _FLIPPED = {"mul": "mul", "add": "add", "max": "max", "min": "min", "sub": "rsub", "div": "rdiv"}
 
 

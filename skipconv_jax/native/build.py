@@ -1,7 +1,6 @@
 """Builds the native engine with the system's C++ compiler: `python -m skipconv_jax.native.build`.
 
 One shared library holds the engine for AVX-512, AVX2 and any CPU, and picks at run time.
-time.
 The library's name carries a hash of sources and flags, so that an old one is never loaded.
 """
 
@@ -17,7 +16,9 @@ import sys
 import sysconfig
 import tempfile
 
-_SOURCES = ("op_conv.cpp", "op_simple.cpp", "engine.cpp")
+# Compiled once per instruction set, and once for all of them.
+_PER_ISA = ("ops/op_conv.cpp", "ops/op_simple.cpp", "runtime/engine.cpp")
+_ONCE = ("runtime/pool.cpp", "runtime/ffi.cpp")
 _COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
 # Contraction to FMA is the point of the kernels; nothing else of fast-math is wanted.
 _FLOAT = (
@@ -92,8 +93,11 @@ def why_not() -> str:
 def digest() -> str:
     """Hash of everything the library depends on."""
     parts = [repr((_COMMON, _FLOAT, sorted(variants().items())))]
+    root = source_dir()
     parts += [
-        p.name + p.read_text() for p in sorted(source_dir().iterdir()) if p.suffix in (".cpp", ".h")
+        p.relative_to(root).as_posix() + p.read_text()
+        for p in sorted(root.rglob("*"))
+        if p.suffix in (".cpp", ".h")
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -140,36 +144,17 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
         return target
     with tempfile.TemporaryDirectory() as tmp:
         jobs, objects = [], []
+
+        def compile_to(name: str, source: str, *flags: str) -> None:
+            objects.append(f"{tmp}/{name}_{source.replace('/', '_')}.o")
+            command = [cxx, *_COMMON, f"-I{src}", *flags, "-c", str(src / source)]
+            jobs.append([*command, "-o", objects[-1]])
+
         for isa, (width, flags) in variants().items():
-            for name in _SOURCES:
-                objects.append(f"{tmp}/{isa}_{name}.o")
-                defines = (f"-DSKC_ISA={isa}", f"-DSKC_VW={width}")
-                jobs.append(
-                    [
-                        cxx,
-                        *_COMMON,
-                        *_FLOAT,
-                        *flags,
-                        *defines,
-                        "-c",
-                        str(src / name),
-                        "-o",
-                        objects[-1],
-                    ]
-                )
-        for name in ("pool.cpp", "ffi.cpp"):
-            objects.append(f"{tmp}/{name}.o")
-            jobs.append(
-                [
-                    cxx,
-                    *_COMMON,
-                    f"-I{headers}",
-                    "-c",
-                    str(src / name),
-                    "-o",
-                    objects[-1],
-                ]
-            )
+            for source in _PER_ISA:
+                compile_to(isa, source, *_FLOAT, *flags, f"-DSKC_ISA={isa}", f"-DSKC_VW={width}")
+        for source in _ONCE:
+            compile_to("any", source, f"-I{headers}")
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_compile, jobs))
         _compile([cxx, "-shared", "-pthread", *objects, "-o", f"{tmp}/lib.so"])

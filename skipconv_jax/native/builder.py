@@ -449,7 +449,7 @@ class ProgramBuilder:
 def gate_words(
     gate: str, params: np.ndarray, factor: float, count: float, channels: int, stride: int
 ) -> np.ndarray:
-    """Gate parameters as the engine reads them (csrc/gate.h)."""
+    """Gate parameters as the engine reads them (csrc/kernels/gate.h)."""
     params = params.ravel()
     if gate not in LINEAR:
         return np.asarray([params[0], factor, count, 0.0], np.float32)

@@ -1,4 +1,4 @@
-"""Weights in the order the kernels read them (see csrc/conv.h and csrc/winograd.h)."""
+"""Weights in the order the kernels read them (see csrc/kernels)."""
 
 import numpy as np
 

@@ -4,8 +4,8 @@
 #include <memory>
 #include <vector>
 
-#include "pool.h"
-#include "program.h"
+#include "runtime/pool.h"
+#include "runtime/program.h"
 
 #define JOIN2(a, b) a##b
 #define JOIN(a, b) JOIN2(a, b)

@@ -42,7 +42,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         pytest.skip(f"{cxx} has no sanitizer runtime here: {probe.stderr[:200]}")
     isa, width, flags = _instruction_set()
     defines = [f"-DSKC_ISA={isa}", f"-DSKC_VW={width}", f"-I{build.source_dir()}"]
-    sources = [build.source_dir() / f"{n}.cpp" for n in ("op_conv", "op_simple", "engine", "pool")]
+    names = ("ops/op_conv", "ops/op_simple", "runtime/engine", "runtime/pool")
+    sources = [build.source_dir() / f"{name}.cpp" for name in names]
     sources.append(pathlib.Path(__file__).with_name("sanitized.cpp"))
     objects = [str(folder / f"{path.stem}.o") for path in sources]
     jobs = [

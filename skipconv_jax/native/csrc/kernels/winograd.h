@@ -1,7 +1,7 @@
 // Winograd F(2x2, 3x3): 16 products where a direct 3x3 convolution of 2x2 outputs takes 36.
 // Zero input gives exactly zero output, so unchanged regions stay bitwise unchanged.
 #pragma once
-#include "conv.h"
+#include "kernels/conv.h"
 
 namespace skc {
 namespace SKC_ISA {

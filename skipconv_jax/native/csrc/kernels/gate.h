@@ -1,6 +1,6 @@
 // Gates: does one block of outputs fire? Evaluated only where the input of the block changed.
 #pragma once
-#include "view.h"
+#include "kernels/conv.h"
 
 namespace skc {
 namespace SKC_ISA {

@@ -1,6 +1,7 @@
 // What follows a convolution on one rectangle: state update, residual, activation, change.
 #pragma once
-#include "gate.h"
+#include "kernels/gate.h"
+#include "ops/view.h"
 
 namespace skc {
 namespace SKC_ISA {

@@ -1,6 +1,6 @@
 // The register tile every convolution ends in: P pixels x (NV vectors of output channels).
 #pragma once
-#include "vec.h"
+#include "kernels/vec.h"
 
 namespace skc {
 namespace SKC_ISA {

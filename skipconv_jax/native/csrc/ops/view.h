@@ -1,6 +1,6 @@
 // One tensor of one stream, and the map of which of its cells changed this frame.
 #pragma once
-#include "conv.h"
+#include "kernels/conv.h"
 
 namespace skc {
 namespace SKC_ISA {

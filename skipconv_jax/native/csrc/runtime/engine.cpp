@@ -1,7 +1,7 @@
 // Runs a program; compiled once per instruction set, chosen at run time.
 #include <chrono>
 
-#include "run.h"
+#include "ops/run.h"
 
 namespace skc {
 namespace SKC_ISA {

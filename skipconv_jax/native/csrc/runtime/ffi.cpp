@@ -9,8 +9,8 @@
 #include <sys/mman.h>
 #endif
 
-#include "pool.h"
-#include "program.h"
+#include "runtime/pool.h"
+#include "runtime/program.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;

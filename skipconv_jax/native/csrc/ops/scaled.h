@@ -2,7 +2,8 @@
 // stored: what it changed by is made where a block asks for it, and a block that only the values per
 // channel touched is mostly settled by a bound.
 #pragma once
-#include "gate.h"
+#include "kernels/gate.h"
+#include "ops/view.h"
 
 namespace skc {
 namespace SKC_ISA {

@@ -6,7 +6,7 @@
 #include <immintrin.h>
 #endif
 
-#include "program.h"
+#include "runtime/program.h"
 
 #define SKC_INLINE inline __attribute__((always_inline))
 

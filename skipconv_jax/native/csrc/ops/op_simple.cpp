@@ -1,5 +1,5 @@
 // Everything that is not a convolution: computed on 8 x 8 regions whose sources changed.
-#include "run.h"
+#include "ops/run.h"
 
 namespace skc {
 namespace SKC_ISA {

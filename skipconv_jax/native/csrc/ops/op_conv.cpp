@@ -1,7 +1,8 @@
 // A skipped convolution: candidates, gates, then the blocks that fire with their epilogue.
-#include "run.h"
-#include "scaled.h"
-#include "winograd.h"
+#include "kernels/depthwise.h"
+#include "kernels/winograd.h"
+#include "ops/run.h"
+#include "ops/scaled.h"
 
 namespace skc {
 namespace SKC_ISA {

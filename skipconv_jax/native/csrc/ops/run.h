@@ -3,8 +3,8 @@
 #include <cstdlib>
 #include <vector>
 
-#include "epilogue.h"
-#include "pool.h"
+#include "ops/epilogue.h"
+#include "runtime/pool.h"
 
 namespace skc {
 namespace SKC_ISA {

@@ -15,7 +15,7 @@ from absl import flags
 from skipconv_jax.commands import common
 from skipconv_jax.commands.calibrate import Settings, find_plan, report
 from skipconv_jax.experiment import build
-from skipconv_jax.ops import POLICIES
+from skipconv_jax.ops import POLICY_NAMES
 from skipconv_jax.tuning import Budget
 from skipconv_jax.tuning.gate_plan import GATES
 
@@ -23,9 +23,7 @@ flags.adopt_module_key_flags(common)
 _BUDGET = flags.DEFINE_string("budget", None, "macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME")
 _CLIP = flags.DEFINE_string("clip", None, "video, images or data set; default the config's data")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
-_POLICY = flags.DEFINE_enum(
-    "policy", "reference", sorted(POLICIES), "what the plan is to run under"
-)
+_POLICY = flags.DEFINE_enum("policy", "closed_loop", POLICY_NAMES, "what the plan is to run under")
 _NORM = flags.DEFINE_enum("norm", "input_norm", sorted(GATES), "gate whose thresholds are sought")
 _BLOCKS = flags.DEFINE_list("blocks", ["4", "8"], "block sizes to choose from, per layer")
 _FRAMES = flags.DEFINE_integer("frames", 32, "frames to calibrate on, and to check", lower_bound=2)

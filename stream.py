@@ -16,7 +16,7 @@ from skipconv_jax.commands.evaluate import with_gates
 from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.config import set_gate
 from skipconv_jax.experiment import build
-from skipconv_jax.ops import POLICIES
+from skipconv_jax.ops import POLICY_NAMES
 from skipconv_jax.streaming.sources import Source
 
 flags.adopt_module_key_flags(common)
@@ -28,7 +28,7 @@ _RESET = flags.DEFINE_integer(
 )
 # The best of docs/results/policies.md without resets; the paper's Eq. 3 is `previous`.
 _POLICY = flags.DEFINE_enum(
-    "policy", "reference", sorted(POLICIES), "what residuals are taken against, unless a plan says"
+    "policy", "closed_loop", POLICY_NAMES, "what residuals are taken against, unless a plan says"
 )
 _CUT = flags.DEFINE_bool("scene_cut", False, "take a reference frame where the scene is cut")
 _DRIFT = flags.DEFINE_integer(

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.policy_data import arguments, headline, labelled, left_dense, network, save, table
 from skipconv_jax import skip
 from skipconv_jax.commands.calibrate import accuracy
-from skipconv_jax.ops import POLICIES, InputNormGate, OutputNormGate
+from skipconv_jax.ops import POLICIES, POLICY_NAMES, InputNormGate, OutputNormGate
 from skipconv_jax.tuning import Budget, Measured, Runner, choose, measure_sensitivity
 from skipconv_jax.tuning.choose import choose_for_macs
 from skipconv_jax.tuning.search import gate_params, net_for, settle
@@ -54,7 +54,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--data", type=Path, default=None, help="default: the config's")
     parser.add_argument("--name", default="reference", help="of the files: calibration_<name>")
-    parser.add_argument("--policy", default="reference", choices=sorted(POLICIES))
+    parser.add_argument("--policy", default="closed_loop", choices=POLICY_NAMES)
     parser.add_argument("--block", type=int, default=4)
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--frames", type=int, default=32, help="to calibrate on, per stream")
@@ -75,7 +75,7 @@ def main() -> None:
             left_dense(experiment),
             gate=gate(block=args.block),
             policy=policy,
-            implementation="reference",
+            implementation="dense",
         )
         runner = Runner(net, variables, list(other.frames), score)
         dense, best = float(runner.dense_macs), score(runner.dense, None)
@@ -87,7 +87,7 @@ def main() -> None:
         fn, variables, list(clip.frames), InputNormGate, policy, blocks=(args.block,), probes=1
     )
     settled = settle(found, Budget("macs", 0.3 * dense))
-    net = net_for(fn, settled, InputNormGate, policy, found, "reference")
+    net = net_for(fn, settled, InputNormGate, policy, found, "dense")
     runner = Runner(net, variables, list(other.frames), score)
     for share in _SHARES:
         price, _ = choose_for_macs(found, share * dense)

@@ -1,6 +1,6 @@
 """A network on a CPU: skipped against the dense runtimes a user could take, in one process.
 
-    python -m benchmarks.cpu --video PATH [--model efficientdet_d0] [--policy reference] [--out F]
+    python -m benchmarks.cpu --video PATH [--model efficientdet_d0] [--policy closed_loop] [--out F]
 
 Thresholds are searched for each MAC reduction on the clip itself; frames are then timed in turns,
 clip by clip, next to the dense peers. A frame's time is the median over rounds, a clip's the mean
@@ -241,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--video", required=True, type=pathlib.Path)
     parser.add_argument("--model", default="hrnet_w32", choices=sorted(SIZES))
-    parser.add_argument("--policy", default="previous", choices=("previous", "reference"))
+    parser.add_argument("--policy", default="previous", choices=("previous", "closed_loop"))
     parser.add_argument("--targets", type=float, nargs="*", default=TARGETS)
     parser.add_argument("--size", type=int, help="side of the frame; default: the network's own")
     parser.add_argument("--block", type=int, default=8)

@@ -136,7 +136,7 @@ def main() -> None:
             left_dense(experiment),
             gate=InputNormGate(block=args.block),
             policy=POLICIES[name](),
-            implementation="reference",
+            implementation="dense",
         )
         piece, counts = _runner(net, experiment, variables, batch[0])
         start = jax.jit(lambda net=net: net.init(variables, batch[0])[1])

@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--video", required=True, type=pathlib.Path)
     parser.add_argument("--model", default="hrnet_w32", choices=sorted(SIZES))
-    parser.add_argument("--policy", default="previous", choices=("previous", "reference"))
+    parser.add_argument("--policy", default="previous", choices=("previous", "closed_loop"))
     parser.add_argument("--target", type=float, default=4.33)
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)

@@ -56,7 +56,7 @@ def _whole(previous: Any, current: Any) -> Translation:
 
 # Policy, estimator, and whether strides carry the remainder of a translation over.
 _WAYS: dict[str, tuple[str, Callable[[Any, Any], Motion], bool]] = {
-    "reference": ("reference", _still, False),
+    "closed_loop": ("closed_loop", _still, False),
     "accumulate": ("accumulate", _still, False),
     "carried": ("accumulate", phase_correlation, True),
     "translation": ("accumulate", _whole, False),
@@ -178,11 +178,11 @@ def main() -> None:
             experiment.predict,
             gate=InputNormGate(block=args.block),
             policy=POLICIES[policy](),
-            implementation="reference",
+            implementation="dense",
         )
         key = policy, carries
         if key not in steps:
-            warped = policy != "reference"
+            warped = policy != "closed_loop"
             steps[key] = _make_step(experiment, variables, net, clip[0], warped)
         dense = net.table(variables, clip[0]).macs
         start = jax.jit(lambda net=net: net.init(variables, clip[0])[1])
@@ -263,7 +263,7 @@ def _plot(points: list[dict[str, Any]], path: Path) -> None:
     for panel, (source, ways) in zip(axes.flat, curves.items(), strict=False):
         for way, curve in ways.items():
             ordered = sorted(curve, key=lambda p: p["macs"])
-            style = "o--" if way in ("reference", "accumulate") else "o-"
+            style = "o--" if way in ("closed_loop", "accumulate") else "o-"
             panel.plot(
                 [100 * p["macs"] for p in ordered], [p["error"] for p in ordered], style,
                 label=way, markersize=4,

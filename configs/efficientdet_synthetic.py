@@ -5,7 +5,7 @@ Source: the recipe of Habibian et al., CVPR 2021, section 4.1, at the scale of t
 shallower parts, three pyramid levels and smaller anchors, because the vehicles are small. What
 differs from the paper's recipe: Adam with a cosine schedule from random weights (1000 dense steps
 of 16 frames), 120 gated steps of 2 clips of 8 frames, gates that learn 100 times faster, and the
-drift-free policy `reference`: under Eq. 3 vehicles that move a pixel per frame are forgotten. At
+drift-free policy `closed_loop`: under Eq. 3 vehicles that move a pixel per frame are forgotten. At
 test a sequence has one reference frame.
 
 The gates see the magnitude of the residual and start as Input-Norm gates of 0.03. With the signed
@@ -101,7 +101,7 @@ def get_config(arg: str = "small") -> ConfigDict:
             "kernel_gain": 4 / 0.03,
         }
     )
-    config.skip.policy = "reference"
+    config.skip.policy = "closed_loop"
     exact = {"name": "input_norm", "threshold": 0.0, "block": 1}
     config.skip.rules = (("*/se/*", None), ("*conv_dw*", exact))
     config.eval.update({"batch": 8, "reset_every": 16, "drop_ignored": True})

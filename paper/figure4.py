@@ -262,9 +262,9 @@ def run(where: Setting) -> None:
     frames = rows[0]["frames"]
     notes = (
         f"{frames} frames of held-out sequences; a reference frame at the start of each, key "
-        "frames at their intervals. Skip-Conv runs under the drift-free policy `reference`: under "
-        "Eq. 3 as published, vehicles that move less than a threshold per frame are forgotten. The "
-        "reduction counts the gates' own cost. One seed.",
+        "frames at their intervals. Skip-Conv runs under the drift-free policy `closed_loop`: "
+        "under Eq. 3 as published, vehicles that move less than a threshold per frame are "
+        "forgotten. The reduction counts the gates' own cost. One seed.",
         "Feature flow's flow network is trained with the detection loss alone, on pairs of frames "
         "of the same sequences; the paper's was pretrained on optical flow.",
         "SpotNet is a reported number in the paper too and is not rebuilt.",

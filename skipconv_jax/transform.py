@@ -12,7 +12,7 @@ from skipconv_jax import macs
 from skipconv_jax.ops import SkipState, checks, init_state, skip_conv
 from skipconv_jax.ops.gates import Gate, InputNormGate
 from skipconv_jax.ops.geometry import Conv
-from skipconv_jax.ops.masked_conv import IMPLEMENTATIONS
+from skipconv_jax.ops.masked_conv import implementation_name
 from skipconv_jax.ops.policies import Policy, Previous
 from skipconv_jax.program.walk import Site, Visitor, evaluate, number_of_streams
 
@@ -259,10 +259,7 @@ def skip(
                 f"`rules` entry {entry!r} must be a (pattern, Rule(...)) or (pattern, None) pair."
             )
     for name in (implementation, *(r.implementation for _, r in pairs if r is not None)):
-        if name is not None and name not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"`implementation` (={name!r}) must be one of {IMPLEMENTATIONS}, or None."
-            )
+        implementation_name(name)
     default = Rule(
         InputNormGate() if gate is None else gate,
         Previous() if policy is None else policy,

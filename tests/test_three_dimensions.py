@@ -56,7 +56,7 @@ def volumes(request):
 
 @pytest.mark.parametrize(
     ("gate", "implementation"),
-    [(AlwaysGate(block=4), None), (InputNormGate(0.0, block=3), "reference")],
+    [(AlwaysGate(block=4), None), (InputNormGate(0.0, block=3), "dense")],
 )
 def test_equals_the_dense_network(volumes, gate, implementation):
     fn, variables, clip = volumes

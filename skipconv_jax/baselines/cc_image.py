@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from skipconv_jax.ops.gates import Gate, GateParams, GumbelGate
-from skipconv_jax.ops.geometry import Conv, block_max, widen
+from skipconv_jax.ops.gates import Gate, GumbelGate
+from skipconv_jax.ops.geometry import Conv, widen
+from skipconv_jax.ops.policies import Decision, Observation
 from skipconv_jax.transform import NetParams, NetState, Rule, SkipNet, skip
 
 
@@ -28,43 +29,22 @@ class Frame:
         del x, conv, gate
         return {}
 
-    def residual(self, reference: Any, x: jax.Array, fresh: jax.Array) -> jax.Array:
+    def residual(self, seen: Observation) -> jax.Array:
         """x_t itself."""
-        del reference, fresh
-        return widen(x)
+        return widen(seen.x)
 
-    def scores(
-        self,
-        gate: Gate,
-        params: GateParams,
-        reference: Any,
-        x: jax.Array,
-        fresh: jax.Array,
-        kernel: jax.Array,
-        conv: Conv,
-    ) -> jax.Array:
+    def scores(self, seen: Observation) -> jax.Array:
         """The gate's scores of x_t, max-pooled over blocks."""
-        del reference, fresh
-        return block_max(gate.scores(params, widen(x), kernel, conv), gate.block)
+        return seen.block_scores(widen(seen.x))
 
     def kept(self, reference: Any, output: jax.Array) -> jax.Array:
         """Zeros: what is not computed is not there."""
         del reference
         return jnp.zeros_like(output)
 
-    def update(
-        self,
-        reference: Any,
-        x: jax.Array,
-        scores: jax.Array,
-        fired: jax.Array,
-        conv: Conv,
-        gate: Gate,
-        output: jax.Array,
-        fresh: jax.Array,
-    ) -> dict[str, jax.Array]:
+    def update(self, seen: Observation, decision: Decision) -> dict[str, jax.Array]:
         """Nothing is remembered."""
-        del reference, x, scores, fired, conv, gate, output, fresh
+        del seen, decision
         return {}
 
 

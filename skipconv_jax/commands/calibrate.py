@@ -78,7 +78,7 @@ def find_plan(experiment: Experiment, variables: Any, settings: Settings) -> Pla
         blocks=settings.blocks,
         score=_score(experiment, clip, settings.labels),
         held_out_score=_score(experiment, held_out, settings.labels),
-        implementation=None if settings.budget.kind == "ms" else "reference",
+        implementation=None if settings.budget.kind == "ms" else "dense",
     )
 
 

@@ -17,7 +17,6 @@ from skipconv_jax.transform import Rule
 
 Avals = Mapping[int, jax.ShapeDtypeStruct]
 _ACT = {"logistic": "sigmoid"}
-_POLICIES = (*schema.names("Policy"), "reference")
 _FLIPPED = {"mul": "mul", "add": "add", "max": "max", "min": "min", "sub": "rsub", "div": "rdiv"}
 
 
@@ -218,10 +217,10 @@ def native_policy(node: g.ConvNode, rule: Rule) -> str:
       ValueError: it has none.
     """
     policy = policy_name(rule.policy) if rule.policy is not None else "previous"
-    if policy not in _POLICIES:
+    if policy not in schema.names("Policy"):
         raise ValueError(
-            f"`policy` of {node.name!r} (={rule.policy}) must be one of {_POLICIES} in a native "
-            "plan; run `net.apply` for the others."
+            f"`policy` of {node.name!r} (={rule.policy}) must be one of {schema.names('Policy')} in "
+            "a native plan; run `net.apply` for the others."
         )
     return policy
 

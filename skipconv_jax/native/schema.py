@@ -1,8 +1,8 @@
-"""The native program's format, named once: `python skipconv_jax/native/schema.py` writes the header.
+"""The native program's format, named once; running this file writes csrc/runtime/schema.h.
 
 A program is an array of 32-bit words: header, tensors, operations, a table of integers. Python
-packs records by the names below and C++ reads them through structs generated from the same names
-(csrc/runtime/schema.h). The first word of a program is a hash of this format, so that a library
+packs records by the names below and C++ reads them through structs generated from the same names.
+The first word of a program is a hash of this format, so that a library
 never runs a program of another one. Imports the standard library only: the build loads it by path.
 """
 

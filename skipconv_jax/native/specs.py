@@ -8,7 +8,6 @@ import numpy as np
 from skipconv_jax.native import packing, schema
 
 LINEAR = ("linear", "magnitude")
-_OTHER_NAMES = {"reference": "closed_loop"}
 _INF = float("inf")
 # Parameters that a name has where none are given; a clamp's are its bounds.
 _PARAMS: dict[str, tuple[float, ...]] = {
@@ -132,7 +131,6 @@ class ConvSpec:
     winograd: bool | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "policy", _OTHER_NAMES.get(self.policy, self.policy))
         schema.value("Policy", self.policy)
         if min(self.padding[0][0], self.padding[1][0]) < 0:
             raise ValueError(

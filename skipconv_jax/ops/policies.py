@@ -17,6 +17,53 @@ from skipconv_jax.ops.geometry import Conv, block_max, per_stream, tiles, widen
 Reference = Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """One frame as one layer meets it: all that a policy may look at before it decides.
+
+    Attributes:
+      gate: the layer's gate.
+      params: the gate's parameters.
+      kernel: `(*window, Ci / groups, Co)`.
+      conv: geometry.
+      reference: the policy's part of the state.
+      x: the frame, `(B, *spatial, Ci)`.
+      fresh: `(B,)` bool, where the frame is a reference frame.
+    """
+
+    gate: Gate
+    params: GateParams
+    kernel: jax.Array
+    conv: Conv
+    reference: Reference
+    x: jax.Array
+    fresh: jax.Array
+
+    def since(self, past: jax.Array) -> jax.Array:
+        """x_t - past in the accumulation dtype; x_t where the stream is fresh."""
+        return _difference(self.x, past, self.fresh)
+
+    def block_scores(self, residual: jax.Array) -> jax.Array:
+        """The gate's scores of a residual of the frame, max-pooled over blocks, `(B, *grid)`."""
+        scores = self.gate.scores(self.params, residual, self.kernel, self.conv)
+        return block_max(scores, self.gate.block)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What came of a frame.
+
+    Attributes:
+      scores: `(B, *grid)`, as the policy gave them.
+      fired: `(B, *grid)` in {0, 1}; everywhere 1 where the stream was fresh.
+      output: `(B, *out_spatial, Co)`, in full where the stream was fresh.
+    """
+
+    scores: jax.Array
+    fired: jax.Array
+    output: jax.Array
+
+
 @runtime_checkable
 class Policy(Protocol):
     """What `skip_conv` asks of a policy.
@@ -31,20 +78,11 @@ class Policy(Protocol):
         """Reference of a stream that has seen nothing; zeros."""
         ...
 
-    def residual(self, reference: Reference, x: jax.Array, fresh: jax.Array) -> jax.Array:
+    def residual(self, seen: Observation) -> jax.Array:
         """r_t `(B, *spatial, Ci)` in the accumulation dtype, which a fired block convolves."""
         ...
 
-    def scores(
-        self,
-        gate: Gate,
-        params: GateParams,
-        reference: Reference,
-        x: jax.Array,
-        fresh: jax.Array,
-        kernel: jax.Array,
-        conv: Conv,
-    ) -> jax.Array:
+    def scores(self, seen: Observation) -> jax.Array:
         """Block scores `(B, *grid)` for `gate.fire`."""
         ...
 
@@ -52,28 +90,37 @@ class Policy(Protocol):
         """What unfired positions output; the last output but for `Keyframe`."""
         ...
 
-    def update(
-        self,
-        reference: Reference,
-        x: jax.Array,
-        scores: jax.Array,
-        fired: jax.Array,
-        conv: Conv,
-        gate: Gate,
-        output: jax.Array,
-        fresh: jax.Array,
-    ) -> Reference:
-        """Reference for the next frame, `output` being this frame's, in full where `fresh`."""
+    def update(self, seen: Observation, decision: Decision) -> Reference:
+        """Reference for the next frame."""
         ...
 
 
-def _since(reference: jax.Array, x: jax.Array, fresh: jax.Array) -> jax.Array:
-    past = jnp.where(per_stream(fresh, reference), jnp.zeros((), reference.dtype), reference)
+def _difference(x: jax.Array, past: jax.Array, fresh: jax.Array) -> jax.Array:
+    past = jnp.where(per_stream(fresh, past), jnp.zeros((), past.dtype), past)
     return widen(x) - widen(past)
 
 
+class _KeepsOutput:
+    """Unfired positions keep the last output."""
+
+    def kept(self, reference: Reference, output: jax.Array) -> jax.Array:
+        """The last output."""
+        del reference
+        return output
+
+
+class _Recomputing(_KeepsOutput):
+    """A fired block is computed afresh from the frame."""
+
+    recomputes = True
+
+    def residual(self, seen: Observation) -> jax.Array:
+        """x_t itself: fired blocks are recomputed."""
+        return widen(seen.x)
+
+
 @dataclasses.dataclass(frozen=True)
-class Previous:
+class Previous(_KeepsOutput):
     """Eq. 3 as published: r_t = x_t - x_{t-1}; a fired block adds w * r_t, skipped change is lost.
 
     The error of a slow drift below the threshold is unbounded (a ramp of 0.009 a frame never fires
@@ -87,47 +134,22 @@ class Previous:
         del conv, gate
         return jnp.zeros_like(x)
 
-    def residual(self, reference: jax.Array, x: jax.Array, fresh: jax.Array) -> jax.Array:
+    def residual(self, seen: Observation) -> jax.Array:
         """x_t - x_{t-1}; x_t for a fresh stream."""
-        return _since(reference, x, fresh)
+        return seen.since(seen.reference)
 
-    def scores(
-        self,
-        gate: Gate,
-        params: GateParams,
-        reference: jax.Array,
-        x: jax.Array,
-        fresh: jax.Array,
-        kernel: jax.Array,
-        conv: Conv,
-    ) -> jax.Array:
+    def scores(self, seen: Observation) -> jax.Array:
         """The gate's scores of r_t, max-pooled over blocks."""
-        scores = gate.scores(params, self.residual(reference, x, fresh), kernel, conv)
-        return block_max(scores, gate.block)
+        return seen.block_scores(self.residual(seen))
 
-    def kept(self, reference: jax.Array, output: jax.Array) -> jax.Array:
-        """The last output."""
-        del reference
-        return output
-
-    def update(
-        self,
-        reference: jax.Array,
-        x: jax.Array,
-        scores: jax.Array,
-        fired: jax.Array,
-        conv: Conv,
-        gate: Gate,
-        output: jax.Array,
-        fresh: jax.Array,
-    ) -> jax.Array:
+    def update(self, seen: Observation, decision: Decision) -> jax.Array:
         """x_t, fired or not."""
-        del reference, scores, fired, conv, gate, output, fresh
-        return x
+        del decision
+        return seen.x
 
 
 @dataclasses.dataclass(frozen=True)
-class ClosedLoop:
+class ClosedLoop(_Recomputing):
     r"""No drift: each block is compared with the input tile of the last time this very block fired.
 
     A fired block is recomputed from x_t. Between fires, every support inside the block stays within
@@ -136,39 +158,25 @@ class ClosedLoop:
         |z~ - z| <= eps k Ci max|w|        (Hoelder; k taps, Ci channels of the support)
 
     and with the mean Output-Norm gate the same with eps / mean|w|. Reference: one input tile, halo
-    included, per block: ((b + k - 1) / b)^2 of the input's memory at stride 1.
+    included, per block: ((b + k - 1) / b)^2 of the input's memory at stride 1. The name is that of
+    video coding: a difference is taken against what the receiver holds, so errors don't add up.
     """
-
-    recomputes = True
 
     def init(self, x: jax.Array, conv: Conv, gate: Gate) -> jax.Array:
         """Zeros `(B, *grid, *tile, Ci)`."""
         shape = (x.shape[0], *conv.grid(gate.block), *conv.tile(gate.block), x.shape[-1])
         return jnp.zeros(shape, x.dtype)
 
-    def residual(self, reference: jax.Array, x: jax.Array, fresh: jax.Array) -> jax.Array:
-        """x_t itself: fired blocks are recomputed."""
-        del reference, fresh
-        return widen(x)
-
-    def scores(
-        self,
-        gate: Gate,
-        params: GateParams,
-        reference: jax.Array,
-        x: jax.Array,
-        fresh: jax.Array,
-        kernel: jax.Array,
-        conv: Conv,
-    ) -> jax.Array:
+    def scores(self, seen: Observation) -> jax.Array:
         """The gate's scores of each block's tile against its stored tile."""
-        change = _since(reference, tiles(x, conv, gate.block), fresh)
+        conv, gate = seen.conv, seen.gate
+        change = _difference(tiles(seen.x, conv, gate.block), seen.reference, seen.fresh)
         grid, lead = conv.grid(gate.block), 1 + conv.rank
         flat = change.reshape(-1, *change.shape[lead:])
         inside = dataclasses.replace(
             conv, in_spatial=conv.tile(gate.block), padding=((0, 0),) * conv.rank
         )
-        scores = gate.scores(params, flat, kernel, inside)
+        scores = gate.scores(seen.params, flat, seen.kernel, inside)
         scores = scores.reshape(change.shape[0], *grid, *scores.shape[1:])
         for axis, n in enumerate(conv.out_spatial):
             position = jnp.arange(grid[axis] * gate.block).reshape(grid[axis], gate.block)
@@ -177,38 +185,21 @@ class ClosedLoop:
             scores = jnp.where((position < n).reshape(shape), scores, -jnp.inf)
         return scores.max(axis=tuple(range(lead, scores.ndim)))
 
-    def kept(self, reference: jax.Array, output: jax.Array) -> jax.Array:
-        """The last output."""
-        del reference
-        return output
-
-    def update(
-        self,
-        reference: jax.Array,
-        x: jax.Array,
-        scores: jax.Array,
-        fired: jax.Array,
-        conv: Conv,
-        gate: Gate,
-        output: jax.Array,
-        fresh: jax.Array,
-    ) -> jax.Array:
+    def update(self, seen: Observation, decision: Decision) -> jax.Array:
         """x_t's tile where the block fired, the old tile elsewhere."""
-        del scores, output, fresh
+        fired, reference = decision.fired, seen.reference
         mask = fired.reshape(fired.shape + (1,) * (reference.ndim - fired.ndim))
-        return jnp.where(mask > 0, tiles(x, conv, gate.block), reference)
+        return jnp.where(mask > 0, tiles(seen.x, seen.conv, seen.gate.block), reference)
 
 
 @dataclasses.dataclass(frozen=True)
-class Accumulate:
+class Accumulate(_Recomputing):
     r"""No drift, one scalar a block: norms skipped since the last fire add up until they pass eps.
 
     By the triangle inequality sum_t ||r_t|| >= ||x_t - x_fired|| on every support, so the bound of
     `ClosedLoop` holds; noise adds up too, so it fires more often. A fired block is recomputed from
     x_t. Reference: x_{t-1} and the sum skipped by each block. Norm gates only.
     """
-
-    recomputes = True
 
     def init(self, x: jax.Array, conv: Conv, gate: Gate) -> dict[str, jax.Array]:
         """`{'frame': zeros like x, 'skipped': (B, *grid)}`.
@@ -224,52 +215,19 @@ class Accumulate:
         skipped = jnp.zeros((x.shape[0], *conv.grid(gate.block)), widen(x).dtype)
         return {"frame": jnp.zeros_like(x), "skipped": skipped}
 
-    def residual(
-        self, reference: dict[str, jax.Array], x: jax.Array, fresh: jax.Array
-    ) -> jax.Array:
-        """x_t itself: fired blocks are recomputed."""
-        del reference, fresh
-        return widen(x)
-
-    def scores(
-        self,
-        gate: Gate,
-        params: GateParams,
-        reference: dict[str, jax.Array],
-        x: jax.Array,
-        fresh: jax.Array,
-        kernel: jax.Array,
-        conv: Conv,
-    ) -> jax.Array:
+    def scores(self, seen: Observation) -> jax.Array:
         """Norm of x_t - x_{t-1} on the block plus what it skipped since it last fired."""
-        change = _since(reference["frame"], x, fresh)
-        return (
-            block_max(gate.scores(params, change, kernel, conv), gate.block) + reference["skipped"]
-        )
+        return seen.block_scores(seen.since(seen.reference["frame"])) + seen.reference["skipped"]
 
-    def kept(self, reference: dict[str, jax.Array], output: jax.Array) -> jax.Array:
-        """The last output."""
-        del reference
-        return output
-
-    def update(
-        self,
-        reference: dict[str, jax.Array],
-        x: jax.Array,
-        scores: jax.Array,
-        fired: jax.Array,
-        conv: Conv,
-        gate: Gate,
-        output: jax.Array,
-        fresh: jax.Array,
-    ) -> dict[str, jax.Array]:
+    def update(self, seen: Observation, decision: Decision) -> dict[str, jax.Array]:
         """x_t, and the sum so far where the block did not fire."""
-        del reference, conv, gate, output, fresh
-        return {"frame": x, "skipped": jnp.where(fired > 0, jnp.zeros_like(scores), scores)}
+        scores = decision.scores
+        skipped = jnp.where(decision.fired > 0, jnp.zeros_like(scores), scores)
+        return {"frame": seen.x, "skipped": skipped}
 
 
 @dataclasses.dataclass(frozen=True)
-class Keyframe:
+class Keyframe(_Recomputing):
     r"""No drift, no chain: r_t = x_t - x_ref, z_t = z_ref + g w * r_t, from the reference frame.
 
     Every output depends on the reference frame and on x_t alone, so frames between them may be lost
@@ -278,67 +236,54 @@ class Keyframe:
     from x_t, which is the same sum. Reference: x_ref and z_ref.
     """
 
-    recomputes = True
-
     def init(self, x: jax.Array, conv: Conv, gate: Gate) -> dict[str, jax.Array]:
         """`{'frame': zeros like x, 'output': (B, *out_spatial, Co)}`."""
         del gate
         shape = (x.shape[0], *conv.out_spatial, conv.out_channels)
         return {"frame": jnp.zeros_like(x), "output": jnp.zeros(shape, widen(x).dtype)}
 
-    def residual(
-        self, reference: dict[str, jax.Array], x: jax.Array, fresh: jax.Array
-    ) -> jax.Array:
-        """x_t itself: fired blocks are recomputed."""
-        del reference, fresh
-        return widen(x)
-
-    def scores(
-        self,
-        gate: Gate,
-        params: GateParams,
-        reference: dict[str, jax.Array],
-        x: jax.Array,
-        fresh: jax.Array,
-        kernel: jax.Array,
-        conv: Conv,
-    ) -> jax.Array:
+    def scores(self, seen: Observation) -> jax.Array:
         """The gate's scores of x_t - x_ref, max-pooled over blocks."""
-        change = _since(reference["frame"], x, fresh)
-        return block_max(gate.scores(params, change, kernel, conv), gate.block)
+        return seen.block_scores(seen.since(seen.reference["frame"]))
 
     def kept(self, reference: dict[str, jax.Array], output: jax.Array) -> jax.Array:
         """z_ref."""
         del output
         return reference["output"]
 
-    def update(
-        self,
-        reference: dict[str, jax.Array],
-        x: jax.Array,
-        scores: jax.Array,
-        fired: jax.Array,
-        conv: Conv,
-        gate: Gate,
-        output: jax.Array,
-        fresh: jax.Array,
-    ) -> dict[str, jax.Array]:
+    def update(self, seen: Observation, decision: Decision) -> dict[str, jax.Array]:
         """x_t and z_t on a reference frame, unchanged between."""
-        del scores, fired, conv, gate
-        now = {"frame": x, "output": output}
+        now = {"frame": seen.x, "output": decision.output}
         return {
-            name: jnp.where(per_stream(fresh, now[name]), now[name], reference[name])
+            name: jnp.where(per_stream(seen.fresh, now[name]), now[name], seen.reference[name])
             for name in ("frame", "output")
         }
 
 
-POLICIES: dict[str, type[Previous | ClosedLoop | Accumulate | Keyframe]] = {
-    "previous": Previous,
-    "reference": ClosedLoop,
-    "accumulate": Accumulate,
-    "keyframe": Keyframe,
-}
+_AnyPolicy = type[Previous | ClosedLoop | Accumulate | Keyframe]
+# What `closed_loop` was called in 0.1.0, in saved plans and command lines.
+_FORMER_NAMES = {"reference": "closed_loop"}
+
+
+class _Policies(dict[str, _AnyPolicy]):
+    """Lists each policy once, and finds it under its former name too."""
+
+    def __missing__(self, name: str) -> _AnyPolicy:
+        if name not in _FORMER_NAMES:
+            raise KeyError(name)
+        return self[_FORMER_NAMES[name]]
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in _FORMER_NAMES
+
+
+POLICIES = _Policies(
+    previous=Previous, closed_loop=ClosedLoop, accumulate=Accumulate, keyframe=Keyframe
+)
 """Policies by the names that configurations, commands and plans use."""
+
+POLICY_NAMES = (*sorted(POLICIES), *_FORMER_NAMES)
+"""Names that are understood: those of `POLICIES`, and former ones."""
 
 
 def policy_name(policy: Policy) -> str:

@@ -13,7 +13,7 @@ from skipconv_jax.ops.gates import Gate, InputNormGate
 from skipconv_jax.ops.geometry import Conv, Padding, accumulation_dtype, per_stream, widen
 from skipconv_jax.ops.masked_conv import masked_conv
 from skipconv_jax.ops.masked_conv.epilogue import Epilogue
-from skipconv_jax.ops.policies import Policy, Previous
+from skipconv_jax.ops.policies import Decision, Observation, Policy, Previous
 from skipconv_jax.ops.state import SkipState
 
 Params = Mapping[str, Any]
@@ -155,7 +155,8 @@ def skip_conv(
     # One flag per image: the images of a stream follow one another.
     fresh = jnp.repeat(state.fresh, x.shape[0] // state.fresh.shape[0])
 
-    scores = policy.scores(gate, gate_params, state.reference, seen, fresh, kernel, around)
+    observed = Observation(gate, gate_params, kernel, around, state.reference, seen, fresh)
+    scores = policy.scores(observed)
     fired = gate.fire(gate_params, scores, rng).astype(state.fired.dtype)
     fired = jnp.where(per_stream(fresh, fired), jnp.ones((), fired.dtype), fired)
     compute = functools.partial(
@@ -163,11 +164,11 @@ def skip_conv(
         conv=around,
         block=gate.block,
         # Sampling means training, whose backward pass is dense: so is the cheapest forward pass.
-        implementation=implementation or (None if rng is None else "reference"),
+        implementation=implementation or (None if rng is None else "dense"),
         epilogue=epilogue,
     )
     base = _kept_output(policy.kept(state.reference, state.output), fresh, bias)
-    operand, mask = policy.residual(state.reference, seen, fresh), fired
+    operand, mask = policy.residual(observed), fired
     if state.stale is not None:
         # Nothing can be added to a stale output: it is recomputed from the frame by any policy.
         fired = jnp.where(state.stale, jnp.ones((), fired.dtype), fired)
@@ -178,7 +179,7 @@ def skip_conv(
             mask = fired * (1 - stale)
     output = compute(operand, kernel, bias, base, mask, recompute=policy.recomputes)
     reference = policy.update(
-        state.reference, x, scores, fired, conv, gate, output=output, fresh=fresh
+        dataclasses.replace(observed, x=x, conv=conv), Decision(scores, fired, output)
     )
     new_state = SkipState(reference, output, jnp.zeros_like(state.fresh), fired)
     return output.astype(x.dtype), new_state

@@ -53,6 +53,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ValueError(f"`policy` (={self.policy!r}) must be one of {sorted(POLICIES)}.")
+        # Plans saved under a former name of their policy are plans for that policy.
+        object.__setattr__(self, "policy", policy_name(POLICIES[self.policy]()))
 
     @classmethod
     def make(

@@ -260,7 +260,7 @@ def calibrate(
     held_out_score: Score | None = None,
     probes: int = 2,
     evaluations: int = 8,
-    implementation: str | None = "reference",
+    implementation: str | None = "dense",
     found: Sensitivity | None = None,
 ) -> Plan:
     """A plan for a trained network: two dense passes, a choice, a few skipped runs, a check.

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipconv_jax.ops import Previous
+from skipconv_jax.ops import Decision, Observation, Previous
 from skipconv_jax.ops.geometry import Conv, block_upsample, per_stream
 from skipconv_jax.program.walk import Site, Visitor, evaluate, number_of_streams
 
@@ -121,7 +121,7 @@ def score_scales(
                 fresh = jnp.zeros((now.shape[0],), jnp.bool_)
                 params = gate.init(None, site.conv)
                 scores[f"{block}:{site.name}"] = policy.scores(
-                    gate, params, past[site.name], now, fresh, kernel, _conv(site)
+                    Observation(gate, params, kernel, _conv(site), past[site.name], now, fresh)
                 )
         return {site.name: visitor.made[site.name][0] for site in sites}, scores
 
@@ -297,16 +297,16 @@ def _simulate(
     increment = z if policy.recomputes else z - past.dense
 
     def candidate(threshold: jax.Array, reference: Any, output: jax.Array) -> Any:
-        params = {"threshold": threshold}
-        scores = policy.scores(gate, params, reference, x, fresh, kernel, conv)
-        fired = gate.fire(params, scores, None)
+        seen = Observation(gate, {"threshold": threshold}, kernel, conv, reference, x, fresh)
+        scores = policy.scores(seen)
+        fired = gate.fire(seen.params, scores, None)
         fired = jnp.where(per_stream(fresh, fired), jnp.ones((), fired.dtype), fired)
         up = block_upsample(fired, gate.block, conv.out_spatial)[..., None] > 0
         kept = policy.kept(reference, output)
         computed = increment if policy.recomputes else kept + increment
         new = jnp.where(up, computed, kept)
         new = jnp.where(per_stream(fresh, new), z, new)
-        reference = policy.update(reference, x, scores, fired, conv, gate, output=new, fresh=fresh)
+        reference = policy.update(seen, Decision(scores, fired, new))
         share = (fired * (sizes / sizes.sum())[None]).sum() / x.shape[0]
         return (reference, new), share, new - z
 

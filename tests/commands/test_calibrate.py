@@ -77,7 +77,7 @@ def _settings(folder, budget, **changes):
     options = {
         "budget": budget,
         "clip": str(folder),
-        "policy": "reference",
+        "policy": "closed_loop",
         "norm": "input_norm",
         "blocks": (2, 4),
         "frames": 32,
@@ -89,7 +89,7 @@ def _settings(folder, budget, **changes):
 
 def test_a_folder_of_images_gives_a_plan(variables, folder, tmp_path):
     plan = find_plan(_experiment(), variables, _settings(folder, Budget("macs", 60_000.0)))
-    assert plan.policy == "reference"
+    assert plan.policy == "closed_loop"
     assert plan.note("calibration")["macs"] <= 60_000
     assert 0 <= plan.note("held_out")["drop"] <= 1
     assert {name for name, _ in plan.layers} == {"stem", "head"}

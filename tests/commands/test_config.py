@@ -62,7 +62,7 @@ def test_what_is_no_config_is_refused(tmp_path):
 def test_skip_options_name_gates_rules_and_policy():
     config = configs.base()
     config.skip.rules = (("head*", None), ("stage4/*", {"name": "input_norm", "threshold": 0.5}))
-    config.skip.policy = "reference"
+    config.skip.policy = "closed_loop"
     options = configs.skip_options(config)
     assert options["gate"] == GumbelGate(block=8)
     assert options["rules"][0] == ("head*", None)

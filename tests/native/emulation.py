@@ -109,7 +109,7 @@ class Emulator:
     def _fire(self, x: Array, fresh: Array) -> Array:
         layer, (nh, nw) = self.layer, self.acc.shape[1:]
         always = layer.gate == "always"
-        if layer.policy == "reference":
+        if layer.policy == "closed_loop":
             fired = np.zeros(self.acc.shape, bool)
             for y in range(nh):
                 for k in range(nw):
@@ -156,7 +156,7 @@ def _random_layer(
     )
     if same and groups == 1 and rng.random() < 0.5:
         co = ci
-    policy = str(rng.choice(["previous", "reference", "accumulate"]))
+    policy = str(rng.choice(["previous", "closed_loop", "accumulate"]))
     gate = str(rng.choice(["norm", "norm", "always", "linear", "magnitude"]))
     if policy == "accumulate" and gate in LINEAR:
         gate = "norm"

@@ -157,7 +157,7 @@ def _run(program: native.Program, frames: list[np.ndarray], threads: int = 0) ->
     return results
 
 
-@pytest.mark.parametrize("policy", ["previous", "reference", "accumulate"])
+@pytest.mark.parametrize("policy", ["previous", "closed_loop", "accumulate"])
 def test_number_of_threads_changes_no_bit(policy: str) -> None:
     program, frames = _small_program(policy), _frames(6)
     one, three = _run(program, frames, 1), _run(program, frames, 3)
@@ -166,7 +166,7 @@ def test_number_of_threads_changes_no_bit(policy: str) -> None:
         np.testing.assert_array_equal(y1, y3)
 
 
-@pytest.mark.parametrize("policy", ["previous", "reference", "accumulate"])
+@pytest.mark.parametrize("policy", ["previous", "closed_loop", "accumulate"])
 def test_repeated_frame_fires_nothing_and_changes_no_bit(policy: str) -> None:
     frames = _frames(4)
     frames.append(frames[-1])

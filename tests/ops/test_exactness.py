@@ -24,7 +24,7 @@ from tests.ops.cases import BY_NAME, Replay, dense, named
 
 NORM_GATES = (InputNormGate, OutputNormGate, ConvNormGate)
 POLICIES = (Previous(), ClosedLoop(), Accumulate())
-IMPLEMENTATIONS = ("reference", "blocks")
+IMPLEMENTATIONS = ("dense", "blocks")
 
 
 def clip_outputs(case, params, clip, **kw):
@@ -203,7 +203,7 @@ def test_training_and_inference_agree_given_the_same_masks(policy):
             served, states[name] = skip_conv(
                 given, states[name], x, gate=replay, policy=policy, implementation=name
             )
-            atol = 0 if name == "reference" else 2e-5
+            atol = 0 if name == "dense" else 2e-5
             chex.assert_trees_all_close(served, z, atol=atol, rtol=0)
             chex.assert_trees_all_equal(states[name].fired, state.fired)
     assert 0 < min(shares[1:]) < 1
@@ -221,7 +221,7 @@ def test_a_norm_gate_in_training_fires_as_in_inference(case, gate):
     gate = gate(0.05, block=case.block)
     state = init_state(params, clip[0], gate=gate, **case.geometry)
     _, state = skip_conv(params, state, clip[0], gate=gate, **case.geometry)
-    kw = {"gate": gate, "implementation": "reference", **case.geometry}
+    kw = {"gate": gate, "implementation": "dense", **case.geometry}
     serving = skip_conv(params, state, clip[1], **kw)
     training = skip_conv(params, state, clip[1], rng=jax.random.key(0), **kw)
     chex.assert_trees_all_equal(training, serving)

@@ -20,7 +20,7 @@ from skipconv_jax.ops import (
 from tests.ops.cases import BY_NAME, named
 
 
-@pytest.mark.parametrize("implementation", ["reference", "blocks"])
+@pytest.mark.parametrize("implementation", ["dense", "blocks"])
 @pytest.mark.parametrize("policy", [Previous(), ClosedLoop()], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("case", named("stride-two-torch"), ids=lambda c: c.name)
 def test_float64_gradients_of_a_clip_equal_differences(case, policy, implementation):
@@ -49,7 +49,7 @@ def test_forward_mode_of_the_reference_equals_reverse_mode():
 
     def loss(kernel):
         new = params | {"kernel": kernel}
-        z, _ = skip_conv(new, state, clip[1], gate=gate, implementation="reference")
+        z, _ = skip_conv(new, state, clip[1], gate=gate, implementation="dense")
         return (z**2).sum()
 
     direction = jnp.cos(jnp.arange(params["kernel"].size, dtype=jnp.float32))
@@ -59,7 +59,7 @@ def test_forward_mode_of_the_reference_equals_reverse_mode():
     np.testing.assert_allclose(forward, reverse, rtol=1e-4)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "blocks"])
+@pytest.mark.parametrize("implementation", ["dense", "blocks"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_straight_through_gradient_is_its_analytic_form(implementation, recompute):
     """dL/dlogit of a block = sum over it of dL/dz (w * r) (or z - z_old), times s(1 - s) / tau."""

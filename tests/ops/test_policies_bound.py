@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from skipconv_jax.ops import (
     POLICIES,
+    POLICY_NAMES,
     Accumulate,
     ClosedLoop,
     Conv,
@@ -19,6 +20,7 @@ from skipconv_jax.ops import (
     OutputNormGate,
     Previous,
     init_state,
+    policy_name,
     skip_conv,
 )
 from skipconv_jax.ops.bounds import output_bound
@@ -57,7 +59,7 @@ def _worst_ratio(policy, gate, shape, kernel, geometry):
     def advance(state, t):
         x = _frame(t, jax.random.key(7), shape)
         z, state = skip_conv(
-            params, state, x, gate=gate, policy=policy, implementation="reference", **geometry
+            params, state, x, gate=gate, policy=policy, implementation="dense", **geometry
         )
         error = jnp.abs(z - conv(x, kernel)).max(axis=(0, 1, 2))
         return state, ((error / bound).max(), state.fired.mean())
@@ -177,6 +179,17 @@ def test_bias_is_part_of_every_policy():
             z, state = step(params, state, x, gate=gate, policy=policy)
             want = conv(x, kernel) + bias[None, None, None]
             np.testing.assert_allclose(z, want, atol=1e-4)
+
+
+def test_each_policy_is_listed_once_and_found_by_its_former_name():
+    assert sorted(POLICIES) == ["accumulate", "closed_loop", "keyframe", "previous"]
+    assert POLICIES["reference"] is ClosedLoop
+    assert "reference" in POLICIES
+    assert set(POLICY_NAMES) == {*POLICIES, "reference"}
+    assert [policy_name(POLICIES[name]()) for name in POLICIES] == list(POLICIES)
+    assert "Previous" not in POLICIES
+    with pytest.raises(KeyError, match="Previous"):
+        POLICIES["Previous"]
 
 
 def test_learned_gates_have_no_bound():

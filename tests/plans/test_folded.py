@@ -68,7 +68,7 @@ def _made(clip, zero=False):
 @pytest.mark.parametrize("policy", [Previous(), ClosedLoop(), Accumulate(), Keyframe()])
 def test_equals_net_apply(clip, policy, gate):
     model, variables = _made(clip, zero=isinstance(gate, InputNormGate))
-    net = skip(model.apply, [("last", Rule(gate, policy, "reference"))], gate=gate, policy=policy)
+    net = skip(model.apply, [("last", Rule(gate, policy, "dense"))], gate=gate, policy=policy)
     params, state = net.init(variables, clip[0])
     plan = fold_plan(net, params, clip[0])
     assert isinstance(plan, FoldedPlan)

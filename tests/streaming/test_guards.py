@@ -158,7 +158,7 @@ def test_no_host_round_trip():
 
 def test_first_firing_runs_the_first_layer_only():
     variables, x = _variables(), jnp.zeros(SHAPE, jnp.uint8)
-    net = skip(_network, gate=InputNormGate(0.02, block=4), implementation="reference")
+    net = skip(_network, gate=InputNormGate(0.02, block=4), implementation="dense")
     params, state = net.init(variables, x)
     jaxpr = str(jax.make_jaxpr(functools.partial(first_firing, net))(params, state, x))
     whole = str(jax.make_jaxpr(net.apply)(params, state, x))

@@ -53,6 +53,16 @@ def test_round_trip(plan, tmp_path):
     assert json.loads(path.read_text())["layers"]["c"]["gate"] is None
 
 
+def test_a_former_name_of_the_policy_is_understood(plan, tmp_path):
+    plan.save(tmp_path / "plan.json")
+    text = (tmp_path / "plan.json").read_text()
+    whole = json.loads(text) | {"policy": "reference"}
+    (tmp_path / "old.json").write_text(json.dumps(whole))
+    old = Plan.load(tmp_path / "old.json")
+    assert old.policy == "closed_loop"
+    assert {type(rule.policy) for _, rule in old.rules() if rule is not None} == {ClosedLoop}
+
+
 def test_skip_applies_it(plan):
     variables, x = _variables("abcd"), jnp.zeros((1, 8, 8, 2))
     net = skip(_network, plan, policy=Previous())

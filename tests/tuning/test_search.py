@@ -80,7 +80,7 @@ def test_one_layer_is_predicted(policy):
     clip = _clip(0)
     found = measure_sensitivity(fn, variables, clip, InputNormGate, policy, blocks=(4,), probes=32)
     curve = found.curves["k", 4]
-    net = skip(fn, gate=InputNormGate(block=4), policy=policy, implementation="reference")
+    net = skip(fn, gate=InputNormGate(block=4), policy=policy, implementation="dense")
     runner = Runner(net, variables, clip)
     for k in (2, 6, 9):
         seen = runner({"k": {"threshold": jnp.float32(curve.thresholds[k])}})
@@ -197,7 +197,7 @@ def test_beats_the_best_shared_threshold(variables, gate):
     policy, clip, other = ClosedLoop(), _clip(1), _clip(2)
     found = measure_sensitivity(_network, variables, clip, gate, policy, blocks=(4,), probes=4)
     settled = {site.name: 4 for site in found.sites}
-    net = net_for(_network, settled, gate, policy, found, "reference")
+    net = net_for(_network, settled, gate, policy, found, "dense")
     runner = Runner(net, variables, other)
     low = min(c.thresholds[0] for c in found.curves.values())
     high = max(c.thresholds[-1] for c in found.curves.values())

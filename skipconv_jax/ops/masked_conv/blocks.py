@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from skipconv_jax.ops.masked_conv import sparse
-from skipconv_jax.ops.masked_conv.epilogue import Epilogue, finish
-from skipconv_jax.ops.masked_conv.problem import Problem
+from skipconv_jax.ops.masked_conv.epilogue import finish
+from skipconv_jax.ops.masked_conv.problem import Arrays, Problem, negative_padding
 
 
 def _pad_input(problem: Problem, operand: jax.Array) -> jax.Array:
@@ -34,15 +34,8 @@ def _pad_output(problem: Problem, array: jax.Array) -> jax.Array:
     return lax.pad(array, jnp.zeros((), array.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
 
-def _forward(
-    problem: Problem,
-    operand: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    base: jax.Array,
-    mask: jax.Array,
-    epilogue: Epilogue | None,
-) -> jax.Array:
+def _forward(problem: Problem, arrays: Arrays) -> jax.Array:
+    operand, kernel, bias, base, mask, epilogue = arrays
     conv, b = problem.conv, problem.block
     tile_conv = dataclasses.replace(conv, in_spatial=conv.tile(b), padding=((0, 0),) * conv.rank)
     padded, old = _pad_input(problem, operand), _pad_output(problem, base)
@@ -78,23 +71,5 @@ def _forward(
     return lax.slice(out, (0,) * out.ndim, base.shape)
 
 
-_masked_conv = sparse.differentiable(_forward)
-
-
-def masked_conv(
-    problem: Problem,
-    operand: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    base: jax.Array,
-    mask: jax.Array,
-    epilogue: Epilogue | None = None,
-) -> jax.Array:
-    """See `skipconv_jax.ops.masked_conv`.
-
-    Raises:
-      NotImplementedError: negative padding, which would cut tiles out of the frame.
-    """
-    if any(p < 0 for pair in problem.conv.padding for p in pair):
-        raise NotImplementedError(f"blocks: negative padding {problem.conv.padding}")
-    return _masked_conv(problem, operand, kernel, bias, base, mask, epilogue)
+supports = negative_padding
+masked_conv = sparse.differentiable(_forward)

@@ -17,8 +17,8 @@ from jax import lax
 
 from skipconv_jax.ops.geometry import Conv, block_upsample
 from skipconv_jax.ops.masked_conv import sparse
-from skipconv_jax.ops.masked_conv.epilogue import Epilogue, finish
-from skipconv_jax.ops.masked_conv.problem import Problem
+from skipconv_jax.ops.masked_conv.epilogue import finish
+from skipconv_jax.ops.masked_conv.problem import Arrays, Problem, negative_padding
 
 # Shares of all blocks for which a packed convolution is compiled; above the last, dense.
 CAPACITIES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -78,16 +78,8 @@ def halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return rounded.astype(jnp.bfloat16), (x - rounded).astype(jnp.bfloat16)
 
 
-def _packed(
-    capacity: int,
-    problem: Problem,
-    operand: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    base: jax.Array,
-    mask: jax.Array,
-    epilogue: Epilogue | None,
-) -> jax.Array:
+def _packed(capacity: int, problem: Problem, arrays: Arrays) -> jax.Array:
+    operand, kernel, bias, base, mask, epilogue = arrays
     conv, b, rank = problem.conv, problem.block, problem.conv.rank
     # Slots past the last fired block address streams past the last: they gather zeros and their
     # writes are dropped. They differ from each other, so that indices stay unique and sorted.
@@ -141,34 +133,20 @@ def _scatter(
     return lax.slice(out.reshape(shape), (0,) * (rank + 2), base.shape)
 
 
-def _forward(
-    problem: Problem,
-    operand: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    base: jax.Array,
-    mask: jax.Array,
-    epilogue: Epilogue | None,
-) -> jax.Array:
+def _forward(problem: Problem, arrays: Arrays) -> jax.Array:
+    mask = arrays.mask
     sizes = capacities(mask.size)
     count = jnp.count_nonzero(mask > 0)
-    branches = [lambda *arrays: arrays[3]]
+    branches = [lambda arrays: arrays.base]
     branches += [functools.partial(_packed, size, problem) for size in sizes]
     branches.append(functools.partial(_dense, problem))
     limits = jnp.asarray((0, *sizes), count.dtype)
     which = (count > limits).sum()
-    return lax.switch(which, branches, operand, kernel, bias, base, mask, epilogue)
+    return lax.switch(which, branches, arrays)
 
 
-def _dense(
-    problem: Problem,
-    operand: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    base: jax.Array,
-    mask: jax.Array,
-    epilogue: Epilogue | None,
-) -> jax.Array:
+def _dense(problem: Problem, arrays: Arrays) -> jax.Array:
+    operand, kernel, bias, base, mask, epilogue = arrays
     conv = problem.conv
     z = tensor_core_conv(conv, operand, kernel).astype(base.dtype)
     fired = block_upsample(mask, problem.block, conv.out_spatial)[..., None] > 0
@@ -181,23 +159,5 @@ def _dense(
     return jnp.where(fired, z, base)
 
 
-_masked_conv = sparse.differentiable(_forward)
-
-
-def masked_conv(
-    problem: Problem,
-    operand: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    base: jax.Array,
-    mask: jax.Array,
-    epilogue: Epilogue | None = None,
-) -> jax.Array:
-    """See `skipconv_jax.ops.masked_conv`.
-
-    Raises:
-      NotImplementedError: negative padding, which would cut tiles out of the frame.
-    """
-    if any(p < 0 for pair in problem.conv.padding for p in pair):
-        raise NotImplementedError(f"packed: negative padding {problem.conv.padding}")
-    return _masked_conv(problem, operand, kernel, bias, base, mask, epilogue)
+supports = negative_padding
+masked_conv = sparse.differentiable(_forward)

@@ -23,8 +23,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from skipconv_jax.ops.masked_conv import sparse
-from skipconv_jax.ops.masked_conv.epilogue import Epilogue, finish
-from skipconv_jax.ops.masked_conv.problem import Problem
+from skipconv_jax.ops.masked_conv.epilogue import finish
+from skipconv_jax.ops.masked_conv.problem import Arrays, Problem, negative_padding
 
 _SUBLANES, _LANES = 8, 128
 # Of the 16 MiB a kernel may use by default on every generation, less what the compiler spills.
@@ -65,11 +65,12 @@ class _Plan:
         """One input and one output channel a group."""
         return self.problem.conv.groups > 1
 
-    def vmem(self, itemsize: int, kernel_itemsize: int) -> int:
+    def vmem(self) -> int:
         """Bytes of all windows (two buffers each) and scratch, padded to the hardware's tiles."""
         b, ci = self.problem.block, self.problem.conv.in_channels
-        windows = _bytes((self.rows * self.chunks, self.chunk, ci), itemsize)
-        windows += _bytes((self.depth, self.channels), kernel_itemsize)
+        sizes = self.problem.operand_dtype.itemsize, self.problem.kernel_dtype.itemsize
+        windows = _bytes((self.rows * self.chunks, self.chunk, ci), sizes[0])
+        windows += _bytes((self.depth, self.channels), sizes[1])
         windows += 3 * _bytes((b, b, self.channels), 4)
         scratch = _bytes((self.rows, self.chunks * self.chunk, ci), 4)
         scratch += _bytes((b, b, ci if self.depthwise else self.depth), 4)
@@ -85,14 +86,14 @@ def _up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def plan(problem: Problem, operand_dtype: Any, kernel_dtype: Any) -> _Plan:
-    """Shapes of the kernel for a problem.
+def plan(problem: Problem) -> _Plan:
+    """Shapes of the kernel, with the widest slice of Co that fits, where `supports` takes it."""
+    return next(p for p in _plans(problem) if _fits(p))
 
-    Raises:
-      NotImplementedError: a case the kernel does not take, named.
-    """
+
+def _plans(problem: Problem) -> list[_Plan]:
+    """What VMEM may hold, widest slice of the output channels first."""
     conv, b = problem.conv, problem.block
-    _check(problem, operand_dtype, kernel_dtype)
     step = b * conv.strides[1]
     chunk = _SUBLANES if step % _SUBLANES == 0 else step
     chunks = -(-conv.tile(b)[1] // chunk)
@@ -100,32 +101,42 @@ def plan(problem: Problem, operand_dtype: Any, kernel_dtype: Any) -> _Plan:
     if conv.groups == 1:
         smaller = range(_up(conv.out_channels, _LANES) - _LANES, 0, -_LANES)
         slices += [n for n in smaller if conv.out_channels % n == 0 and n < conv.out_channels]
-    sizes = [jnp.dtype(d).itemsize for d in (operand_dtype, kernel_dtype)]
-    for channels in slices:
-        found = _Plan(problem, chunk, chunks, channels)
-        if found.vmem(*sizes) <= _VMEM_BUDGET:
-            return found
-    raise NotImplementedError(
-        f"pallas_tpu: {found.vmem(*sizes) / 2**20:.1f} MiB of VMEM for {conv} in blocks of {b}"
-    )
+    return [_Plan(problem, chunk, chunks, channels) for channels in slices]
 
 
-def _check(problem: Problem, operand_dtype: Any, kernel_dtype: Any) -> None:
+def _fits(found: _Plan) -> bool:
+    return found.vmem() <= _VMEM_BUDGET
+
+
+def supports(problem: Problem) -> str | None:
+    """float32 or bfloat16, accumulated in float32, in 2D, dense or plain depthwise.
+
+    Not taken: other groups, a precision Mosaic lacks, negative padding, tiles that do not fit VMEM.
+    float32 products have `conv.precision`, whose default on a TPU is one bfloat16 pass, as in XLA's
+    own convolution there. A float32 residual with a bfloat16 kernel takes two passes.
+    """
     conv = problem.conv
     if conv.rank != 2:
-        raise NotImplementedError(f"pallas_tpu: {conv.rank} spatial axes")
+        return f"{conv.rank} spatial axes"
     if conv.groups > 1 and not conv.groups == conv.in_channels == conv.out_channels:
-        raise NotImplementedError(
-            f"pallas_tpu: {conv.groups} groups for {conv.in_channels} -> {conv.out_channels} "
-            "channels; dense and plain depthwise only"
+        return (
+            f"{conv.groups} groups for {conv.in_channels} -> {conv.out_channels} channels; dense "
+            "and plain depthwise only"
         )
-    if any(p < 0 for pair in conv.padding for p in pair):
-        raise NotImplementedError(f"pallas_tpu: negative padding {conv.padding}")
-    for dtype in (operand_dtype, kernel_dtype):
+    if reason := negative_padding(problem):
+        return reason
+    for dtype in (problem.operand_dtype, problem.kernel_dtype):
         if dtype not in (jnp.float32, jnp.bfloat16):
-            raise NotImplementedError(f"pallas_tpu: {jnp.dtype(dtype).name}")
+            return dtype.name
+    if problem.dtype != jnp.float32:
+        return f"an output of {problem.dtype}"
     if conv.precision not in _PRECISIONS:
-        raise NotImplementedError(f"pallas_tpu: precision {conv.precision}")
+        return f"precision {conv.precision}"
+    plans = _plans(problem)
+    if not any(_fits(p) for p in plans):
+        needed = plans[-1].vmem() / 2**20
+        return f"{needed:.1f} MiB of VMEM for {conv} in blocks of {problem.block}"
+    return None
 
 
 def _body(spec: _Plan, names: tuple[str, ...], activation: str | None, *refs: Any) -> None:
@@ -251,16 +262,9 @@ def _specs(spec: _Plan, array: jax.Array) -> dict[str, pl.BlockSpec]:
     }
 
 
-def _forward(
-    problem: Problem,
-    operand: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    base: jax.Array,
-    mask: jax.Array,
-    epilogue: Epilogue | None,
-) -> jax.Array:
-    spec = plan(problem, operand.dtype, kernel.dtype)
+def _forward(problem: Problem, arrays: Arrays) -> jax.Array:
+    operand, kernel, bias, base, mask, epilogue = arrays
+    spec = plan(problem)
     specs = _specs(spec, operand)
     active = jnp.flatnonzero(mask > 0, size=mask.size, fill_value=0).astype(jnp.int32)
     count = jnp.count_nonzero(mask > 0).astype(jnp.int32)
@@ -328,28 +332,4 @@ def _launch(
     )
 
 
-_masked_conv = sparse.differentiable(_forward)
-
-
-def masked_conv(
-    problem: Problem,
-    operand: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    base: jax.Array,
-    mask: jax.Array,
-    epilogue: Epilogue | None = None,
-) -> jax.Array:
-    """See `skipconv_jax.ops.masked_conv`. float32 or bfloat16, float32 accumulation.
-
-    float32 products have `conv.precision`, whose default on a TPU is one bfloat16 pass, as in XLA's
-    own convolution there. A float32 residual with a bfloat16 kernel takes two passes.
-
-    Raises:
-      NotImplementedError: other than 2 spatial axes, groups that are not depthwise, float64 or
-        float16, a precision Mosaic lacks, negative padding, tiles that do not fit VMEM.
-    """
-    plan(problem, operand.dtype, kernel.dtype)
-    if base.dtype != jnp.float32:
-        raise NotImplementedError(f"pallas_tpu: an output of {base.dtype}")
-    return _masked_conv(problem, operand, kernel, bias, base, mask, epilogue)
+masked_conv = sparse.differentiable(_forward)

@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skipconv_jax.ops.masked_conv import Conv, masked_conv, packed
+from skipconv_jax.ops import Conv
+from skipconv_jax.ops.masked_conv import masked_conv, packed
+from tests.ops.cases import named
+from tests.ops.masked_conv.contract import AcceleratorContract, StreamsContract
+
+
+class TestPacked(AcceleratorContract, StreamsContract):
+    """A convolution per capacity is compiled, hence few cases."""
+
+    implementation = "packed"
+    cases = tuple(named("stride-two-torch", "depthwise", "3d"))
+    activations = ("relu", "swish")
 
 
 def test_capacities_are_few_rising_and_never_everything():
@@ -34,7 +45,7 @@ def test_every_number_of_fired_blocks(recompute):
                 masked_conv, conv=conv, block=2, recompute=recompute, implementation=implementation
             )
         )
-        for implementation in ("packed", "reference")
+        for implementation in ("packed", "dense")
     ]
     sizes = packed.capacities(64)
     for count in sorted({0, 1, 64, *sizes, *(n + 1 for n in sizes)}):

@@ -17,16 +17,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from skipconv_jax.ops.geometry import block_upsample
-from skipconv_jax.ops.masked_conv import pallas_gpu_compat as compat
 from skipconv_jax.ops.masked_conv import sparse
 from skipconv_jax.ops.masked_conv.epilogue import Epilogue, activate
 from skipconv_jax.ops.masked_conv.packed import halves
-from skipconv_jax.ops.masked_conv.problem import Problem
+from skipconv_jax.ops.masked_conv.pallas import gpu_compat as compat
+from skipconv_jax.ops.masked_conv.problem import Arrays, Problem, negative_padding
 
 _SIDE = 8  # of the blocks the kernel works on: 64 positions are what one warpgroup multiplies
 _PIXELS = _SIDE * _SIDE
@@ -53,45 +54,76 @@ class _Plan:
         return math.prod(self.problem.conv.window) * self.steps_per_tap
 
 
-def plan(problem: Problem, operand_dtype: Any, kernel_dtype: Any, channels: int) -> _Plan:
-    """Shapes of the kernel for a problem whose operand has `channels` channels.
-
-    Raises:
-      NotImplementedError: a case the kernel does not take, named.
-    """
-    conv = problem.conv
-    _check(problem, operand_dtype, kernel_dtype)
-    itemsize = jnp.dtype(operand_dtype).itemsize
-    swizzle = next((s for s in _SWIZZLES if channels * itemsize % s == 0), None)
-    if swizzle is None:
-        raise NotImplementedError(
-            f"pallas_gpu: {channels} input channels; a multiple of {_SWIZZLES[-1] // itemsize}"
-        )
-    width = next((n for n in _SLICES if conv.out_channels % n == 0), None)
-    if width is None:
-        raise NotImplementedError(
-            f"pallas_gpu: {conv.out_channels} output channels; a multiple of {_SLICES[-1]}"
-        )
-    depth = swizzle // itemsize
-    whole = Problem(conv, _SIDE, problem.recompute)
+def plan(problem: Problem) -> _Plan:
+    """Shapes of the kernel for a problem that `supports` takes."""
+    dtype, channels = _product(problem)
+    swizzle, width = _swizzles(problem)[0], _slices(problem)[0]
+    depth = swizzle // dtype.itemsize
+    whole = dataclasses.replace(problem, block=_SIDE)
     return _Plan(whole, swizzle, depth, width, channels // depth)
 
 
-def _check(problem: Problem, operand_dtype: Any, kernel_dtype: Any) -> None:
+def _product(problem: Problem) -> tuple[np.dtype, int]:
+    """Dtype and input channels of the product that `_operands` makes of a problem's."""
+    operand, kernel = problem.operand_dtype, problem.kernel_dtype
+    if kernel == jnp.bfloat16 and operand == jnp.float32:
+        return np.dtype(jnp.bfloat16), 2 * problem.conv.in_channels
+    dtype = operand if operand == kernel else np.dtype(jnp.float32)
+    return dtype, problem.conv.in_channels
+
+
+def _swizzles(problem: Problem) -> list[int]:
+    """Bytes of channels that one step may multiply, most first."""
+    dtype, channels = _product(problem)
+    return [s for s in _SWIZZLES if channels * dtype.itemsize % s == 0]
+
+
+def _slices(problem: Problem) -> list[int]:
+    """Output channels that one product may have, most first."""
+    return [n for n in _SLICES if problem.conv.out_channels % n == 0]
+
+
+def supports(problem: Problem) -> str | None:
+    """float32 (TF32 products) or bfloat16, accumulated in float32, in 2D, blocks that 8 divides.
+
+    Not taken: groups, channel counts the tensor cores don't take, a precision above TF32, negative
+    padding, a GPU that is no Hopper.
+    """
+    return (
+        compat.unsuitable_device() or _unsupported_geometry(problem) or _unsupported_type(problem)
+    )
+
+
+def _unsupported_geometry(problem: Problem) -> str | None:
     conv = problem.conv
     if conv.rank != 2:
-        raise NotImplementedError(f"pallas_gpu: {conv.rank} spatial axes")
+        return f"{conv.rank} spatial axes"
     if problem.block % _SIDE:
-        raise NotImplementedError(f"pallas_gpu: block {problem.block}; a multiple of {_SIDE}")
+        return f"block {problem.block}; a multiple of {_SIDE}"
     if conv.groups != 1:
-        raise NotImplementedError(f"pallas_gpu: {conv.groups} groups")
-    if any(p < 0 for pair in conv.padding for p in pair):
-        raise NotImplementedError(f"pallas_gpu: negative padding {conv.padding}")
-    for dtype in (operand_dtype, kernel_dtype):
+        return f"{conv.groups} groups"
+    return negative_padding(problem)
+
+
+def _unsupported_type(problem: Problem) -> str | None:
+    conv = problem.conv
+    for dtype in (problem.operand_dtype, problem.kernel_dtype):
         if dtype not in (jnp.float32, jnp.bfloat16):
-            raise NotImplementedError(f"pallas_gpu: {jnp.dtype(dtype).name}")
-    if conv.precision not in (None, lax.Precision.DEFAULT) and kernel_dtype != jnp.bfloat16:
-        raise NotImplementedError(f"pallas_gpu: precision {conv.precision}; TF32 products only")
+            return dtype.name
+    if problem.dtype != jnp.float32:
+        return f"an output of {problem.dtype}"
+    if conv.precision not in (None, lax.Precision.DEFAULT) and problem.kernel_dtype != jnp.bfloat16:
+        return f"precision {conv.precision}; TF32 products only"
+    if not _swizzles(problem):
+        return f"{conv.in_channels} input channels; a multiple of {_least_channels(problem)}"
+    if not _slices(problem):
+        return f"{conv.out_channels} output channels; a multiple of {_SLICES[-1]}"
+    return None
+
+
+def _least_channels(problem: Problem) -> int:
+    dtype, channels = _product(problem)
+    return _SWIZZLES[-1] // dtype.itemsize * problem.conv.in_channels // channels
 
 
 class _Kernel:
@@ -320,17 +352,10 @@ def _cut_input(problem: Problem, operand: jax.Array) -> jax.Array:
     return operand.reshape(*operand.shape[:2], -1, stride, operand.shape[-1])
 
 
-def _forward(
-    problem: Problem,
-    operand: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    base: jax.Array,
-    mask: jax.Array,
-    epilogue: Epilogue | None,
-) -> jax.Array:
-    operand, kernel = _products(operand, kernel)
-    spec = plan(problem, operand.dtype, kernel.dtype, operand.shape[-1])
+def _forward(problem: Problem, arrays: Arrays) -> jax.Array:
+    _, _, bias, base, mask, epilogue = arrays
+    operand, kernel = _operands(arrays.operand, arrays.kernel)
+    spec = plan(problem)
     if problem.block != _SIDE:
         mask = block_upsample(mask, problem.block // _SIDE, spec.problem.conv.grid(_SIDE))
     active = jnp.flatnonzero(mask > 0, size=mask.size, fill_value=0).astype(jnp.int32)
@@ -347,7 +372,7 @@ def _forward(
     return lax.slice(out, (0,) * 4, base.shape)
 
 
-def _products(operand: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _operands(operand: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Operands of one dtype; a float32 residual of bfloat16 frames becomes two bfloat16 halves."""
     if kernel.dtype == jnp.bfloat16 and operand.dtype == jnp.float32:
         return jnp.concatenate(halves(operand), axis=-1), jnp.concatenate([kernel] * 2, axis=-2)
@@ -370,28 +395,4 @@ def _after_product(
     return {name: lax.broadcast(vector, (_PIXELS,)) for name, vector in vectors.items()}
 
 
-_masked_conv = sparse.differentiable(_forward)
-
-
-def masked_conv(
-    problem: Problem,
-    operand: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    base: jax.Array,
-    mask: jax.Array,
-    epilogue: Epilogue | None = None,
-) -> jax.Array:
-    """As the package says. float32 (TF32 products) or bfloat16, float32 accumulation.
-
-    Raises:
-      NotImplementedError: other than 2 spatial axes, blocks that 8 does not divide, groups,
-        channel counts the tensor cores don't take, float64 or float16, a precision above TF32,
-        negative padding, a GPU that is no Hopper.
-    """
-    if unsuitable := compat.unsuitable_device():
-        raise NotImplementedError(f"pallas_gpu: {unsuitable}")
-    plan(problem, operand.dtype, kernel.dtype, operand.shape[-1])
-    if base.dtype != jnp.float32:
-        raise NotImplementedError(f"pallas_gpu: an output of {base.dtype}")
-    return _masked_conv(problem, operand, kernel, bias, base, mask, epilogue)
+masked_conv = sparse.differentiable(_forward)

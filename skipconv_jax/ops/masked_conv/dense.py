@@ -1,10 +1,13 @@
-"""Masked convolution, dense: convolve everything, then mask. Differentiable; what training uses."""
+"""Masked convolution, dense: convolve everything, then mask. Differentiable; what training uses.
+
+It takes every case, and the others are tested against it.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from skipconv_jax.ops.geometry import block_upsample
-from skipconv_jax.ops.masked_conv.problem import Problem
+from skipconv_jax.ops.masked_conv.problem import Arrays, Problem
 
 
 @jax.custom_jvp
@@ -38,20 +41,21 @@ def _replace_where_jvp(
     return _replace_where(mask, base, fresh), tangent
 
 
-def masked_conv(
-    problem: Problem,
-    operand: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    base: jax.Array,
-    mask: jax.Array,
-) -> jax.Array:
-    """See `skipconv_jax.ops.masked_conv`; takes every case."""
-    dense = problem.conv(operand, kernel).astype(base.dtype)
+def supports(problem: Problem) -> str | None:
+    """Every case."""
+    del problem
+    return None
+
+
+def masked_conv(problem: Problem, arrays: Arrays) -> jax.Array:
+    """See `skipconv_jax.ops.masked_conv`."""
+    operand, kernel, bias, base, mask, epilogue = arrays
+    z = problem.conv(operand, kernel).astype(base.dtype)
     per_position = block_upsample(mask, problem.block, problem.conv.out_spatial)[..., None]
     per_position = per_position.astype(base.dtype)
     if not problem.recompute:
-        return _add_where(per_position, base, dense)
+        return _add_where(per_position, base, z)
     if bias is not None:
-        dense = dense + bias.astype(dense.dtype).reshape((1,) * (dense.ndim - 1) + (-1,))
-    return _replace_where(per_position, base, dense)
+        z = z + bias.astype(z.dtype).reshape((1,) * (z.ndim - 1) + (-1,))
+    z = _replace_where(per_position, base, z)
+    return z if epilogue is None else epilogue.where_fired(z, base, mask, problem.block)

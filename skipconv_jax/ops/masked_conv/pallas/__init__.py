@@ -1,0 +1,1 @@
+"""Hand-written kernels: `tpu` for TPUs, `gpu` for Hopper GPUs."""

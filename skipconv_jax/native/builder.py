@@ -122,6 +122,7 @@ class ProgramBuilder:
         source.widen(spec, (h, w), 1 if algorithm == "winograd" else 0)
         self._use_inputs(x, spec, residual, scale)
         target.needs_cur |= spec.policy != "previous"
+        target.aligned = spec.gate.block % schema.CELL == 0
         fields = self._geometry(spec) | self._kernel(spec, algorithm, target.cs)
         fields |= self._gate(spec, source, (h, w))
         if spec.bias is not None:
@@ -154,6 +155,9 @@ class ProgramBuilder:
     def _use_inputs(self, x: Ref, spec: ConvSpec, residual: Ref | None, scale: Ref | None) -> None:
         previous, closed = spec.policy == "previous", spec.policy == "closed_loop"
         self._use(x, delta=not closed, cur=not previous or scale is not None)
+        if closed and scale is None:
+            self._tensors[x.index].needs_old = True
+            self._tensors[x.index].old_dies = len(self._ops)
         if scale is not None:
             self._use(scale, delta=not closed, cur=True)
         if residual is not None:

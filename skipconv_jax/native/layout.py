@@ -54,9 +54,13 @@ class TensorSpec:
     dies: int = 0
     needs_cur: bool = False
     needs_delta: bool = False
+    needs_old: bool = False
+    aligned: bool = True  # whether what is written of it at a time is whole cells
+    old_dies: int = 0
     cur: int = -1
     delta: int = -1
     m: int = -1
+    old: int = -1
     cells: int = -1
     prev: int = -1
 
@@ -86,6 +90,7 @@ class TensorSpec:
         shape = {"H": self.h, "W": self.w, "C": self.c, "Cs": self.cs}
         border = {"pt": self.low[0], "pl": self.low[1], "Hp": hp, "Wp": wp, "ch": ch, "cw": cw}
         stored = {"cur": self.cur, "delta": self.delta, "m": self.m, "cells": self.cells}
+        stored["old"] = self.old
         return {**shape, **border, **stored, "prev": self.prev}
 
 
@@ -145,6 +150,31 @@ def place(tensors: list[TensorSpec], arena: Arena) -> None:
                 tensors[index].prev = slot[k - 1]
 
 
+def place_old(tensors: Sequence[TensorSpec], arena: Arena) -> None:
+    """Old values and what changed by, in scratch that is free again after its last reader."""
+    held: list[tuple[int, int, int]] = []  # offset, floats, last reader
+    found: list[tuple[TensorSpec, int, int]] = []
+    top = 0
+    for t in sorted((t for t in tensors if t.needs_old and t.aligned), key=lambda t: t.born):
+        held = sorted(h for h in held if h[2] >= t.born)
+        values = round_up(t.h * t.w * t.cs, 16)
+        hp, wp = t.padded
+        size = values + (0 if t.needs_delta else round_up(hp * wp + 16, 16))
+        at = 0
+        for offset, floats, _ in held:
+            if offset - at >= size:
+                break
+            at = max(at, offset + floats)
+        held.append((at, size, t.old_dies))
+        top = max(top, at + size)
+        found.append((t, at, values))
+    base = arena.take(top)
+    for t, at, values in found:
+        t.old = base + at
+        if not t.needs_delta:
+            t.m = t.old + values
+
+
 def place_op(op: OpRecord, tensors: Sequence[TensorSpec], arena: Arena) -> None:
     """Gives one operation the state of its own."""
     if op.kind == "spatial":
@@ -174,7 +204,8 @@ def _place_conv(
         )
         f["ref"] = arena.take(blocks * rows * cols * x.cs)
     if not previous:
-        f["sig"] = arena.take(1 + blocks)
+        # The last threshold, then per block the last mask and whether a reference tile is kept.
+        f["sig"] = arena.take(1 + 2 * blocks)
     if policy == "accumulate":
         f["acc"] = arena.take(blocks)
     if f["nsrc"] == 2 and policy != "closed_loop":
@@ -188,6 +219,7 @@ def lay_out(tensors: list[TensorSpec], ops: Sequence[OpRecord]) -> int:
         if op.kind != "output":
             tensors[op.out].dies = max(tensors[op.out].dies, tensors[op.out].born)
     place(tensors, arena)
+    place_old(tensors, arena)
     for op in ops:
         place_op(op, tensors, arena)
     return arena.size

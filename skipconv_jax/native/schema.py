@@ -62,7 +62,8 @@ TENSOR = (
     "pt", "pl", "Hp", "Wp",  # the frame lies at (pt, pl) of [Hp][Wp][Cs]; the border stays zero
     "cur",  # values after this frame; offsets count floats of the arena, -1 is "not stored"
     "delta",  # change of this frame, zero where nothing changed; shared scratch, see `prev`
-    "m",  # [Hp][Wp] sum over channels of |delta|; shares the life of `delta`
+    "m",  # [Hp][Wp] sum over channels of |change|; shares the life of `delta` or of `old`
+    "old",  # [H][W][Cs] values before this frame where m is not 0, for changed cells only; scratch
     "cells",  # {int flags[4]; bytes changed[ch * cw], stale[ch * cw]}
     "ch", "cw",
     "prev",  # tensor that used the scratch before: its changed cells are stale here

@@ -49,6 +49,46 @@ SKC_INLINE float hsum(vf v) {
 #endif
 }
 
+SKC_INLINE bool any_lane(vi mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+  int found = 0;
+  for (int i = 0; i < VW; i++) found |= mask[i];
+  return found != 0;
+#endif
+}
+
+// Lane i is the sum of the lanes of v[i]; v is used up.
+SKC_INLINE vf row_sums(vf* v) {
+#if defined(__AVX512F__)
+  // Halves of four steps: after each, half as many vectors hold twice as many rows.
+  auto join = [](vf a, vf b, auto low, auto high) { return low(a, b) + high(a, b); };
+  for (int i = 0; i < 8; i++)
+    v[i] = join(v[2 * i], v[2 * i + 1],
+                [](vf a, vf b) { return (vf)_mm512_unpacklo_ps((__m512)a, (__m512)b); },
+                [](vf a, vf b) { return (vf)_mm512_unpackhi_ps((__m512)a, (__m512)b); });
+  for (int i = 0; i < 4; i++)
+    v[i] = join(v[2 * i], v[2 * i + 1],
+                [](vf a, vf b) { return (vf)_mm512_unpacklo_pd((__m512d)a, (__m512d)b); },
+                [](vf a, vf b) { return (vf)_mm512_unpackhi_pd((__m512d)a, (__m512d)b); });
+  // Each 128-bit lane of v[i] now holds a part of rows 4 i to 4 i + 3.
+  for (int i = 0; i < 2; i++)
+    v[i] = join(v[2 * i], v[2 * i + 1],
+                [](vf a, vf b) { return (vf)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x88); },
+                [](vf a, vf b) { return (vf)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xdd); });
+  return join(v[0], v[1],
+              [](vf a, vf b) { return (vf)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x88); },
+              [](vf a, vf b) { return (vf)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xdd); });
+#else
+  vf out{};
+  for (int i = 0; i < VW; i++) out[i] = hsum(v[i]);
+  return out;
+#endif
+}
+
 SKC_INLINE float hmax(vf v) {
   float top = v[0];
   for (int i = 1; i < VW; i++) top = v[i] > top ? v[i] : top;

@@ -43,41 +43,127 @@ bool input_changed(const Op& o, const View& in, const Rect& r) {
   return in.changed_in(y, y + tile_h(o, r.h()), x, x + tile_w(o, r.w()));
 }
 
-// Closed loop: residual against the tile stored when this block last fired.
+// The block of a closed loop: what its gate compares, and where the tile lies in the input.
+//
+// The reference of a block that has seen no change since it last fired is the input itself, so it is
+// stored only from the first change on that does not fire; until then the values before this frame,
+// which the input's producer left in scratch (`old`), tell what changed.
+struct ClosedBlock {
+  const Op& o;
+  const View& view;
+  Input in;         // at the tile's first position
+  int y0, x0;       // of the tile in the frame; may lie beyond its edge
+  int th, tw, cs;
+  float* ref;       // stored tile
+  float* kept;      // whether it is the reference, or null where it always is
+
+  bool stored() const { return !kept || *kept != 0.f; }
+  float* row(float* tile, int y) const { return tile + (long)y * tw * cs; }
+
+  // Pixels of the tile that changed this frame, as f(y, x) of the tile.
+  template <class F>
+  void changed_pixels(F f) const {
+    const Tensor& t = *view.t;
+    const int ya = y0 < 0 ? 0 : y0, yb = y0 + th < t.H ? y0 + th : t.H;
+    const int xa = x0 < 0 ? 0 : x0, xb = x0 + tw < t.W ? x0 + tw : t.W;
+    for (int y = ya; y < yb; y++) {
+      const uint8_t* cells = view.cells + (y / kCell) * t.cw;
+      for (int x = xa; x < xb;) {
+        const int end = (x / kCell + 1) * kCell < xb ? (x / kCell + 1) * kCell : xb;
+        if (!cells[x / kCell]) {
+          x = end;
+          continue;
+        }
+        for (; x < end; x++) f(y - y0, x - x0);
+      }
+    }
+  }
+
+  // Sums over channels of what changed, [th][tw].
+  void change(float* m) const {
+    if (stored()) {
+      for (int y = 0; y < th; y++)
+        for (int x = 0; x < tw; x++)
+          m[y * tw + x] = abs_difference(in.base + y * in.row + x * in.col, row(ref, y) + x * cs, cs);
+      return;
+    }
+    const Tensor& t = *view.t;
+    if (view.any[0] == kEverywhere && y0 >= 0 && x0 >= 0 && y0 + th <= t.H && x0 + tw <= t.W) {
+      for (int y = 0; y < th; y++)
+        std::memcpy(m + y * tw, view.m + (long)(y0 + y) * t.Wp + x0, sizeof(float) * tw);
+      return;
+    }
+    std::memset(m, 0, sizeof(float) * th * tw);
+    changed_pixels([&](int y, int x) { m[y * tw + x] = view.m[(long)(y0 + y) * t.Wp + x0 + x]; });
+  }
+
+  // The tile as it was when the block last fired.
+  void last(float* tile) const {
+    for (int y = 0; y < th; y++)
+      std::memcpy(row(tile, y), in.base + y * in.row, sizeof(float) * tw * cs);
+    changed_pixels([&](int y, int x) {
+      if (view.m[(long)(y0 + y) * view.t->Wp + x0 + x] != 0.f)
+        std::memcpy(row(tile, y) + x * cs, view.old_pixel(y0 + y, x0 + x), sizeof(float) * cs);
+    });
+  }
+
+  void fired() const {
+    if (kept) {
+      *kept = 0.f;
+      return;
+    }
+    for (int y = 0; y < th; y++)
+      std::memcpy(row(ref, y), in.base + y * in.row, sizeof(float) * tw * cs);
+  }
+
+  void skipped() const {
+    if (stored()) return;
+    last(ref);
+    *kept = 1.f;
+  }
+};
+
+ClosedBlock closed_block(const Op& o, const Run& run, const Source& src, const Candidate& c, const Rect& r) {
+  const int cs = src.view.t->Cs, block = c.by * o.nbw + c.bx;
+  const long full = (long)tile_h(o, o.b) * tile_w(o, o.b) * cs;
+  float* kept = run.arena(c.s) + o.sig + 1 + (long)o.nbh * o.nbw + block;
+  const bool lazy = src.view.old && !is_scaled(o);
+  return {o,
+          src.view,
+          {src.input.at(o, r.y0, r.x0), src.input.row, src.input.col},
+          r.y0 * o.sh - o.pt,
+          r.x0 * o.sw - o.pl,
+          tile_h(o, r.h()),
+          tile_w(o, r.w()),
+          cs,
+          run.arena(c.s) + o.ref + block * full,
+          lazy ? kept : nullptr};
+}
+
+// Closed loop: residual against the input of the last time this block fired.
 bool reference_fires(const Op& o, const Run& run, const Source& src, const Candidate& c, const Rect& r,
                      float* local) {
   const Params gate{run.call.gates + o.gp};
-  const int cs = src.view.t->Cs, th = tile_h(o, r.h()), tw = tile_w(o, r.w());
-  const long full = (long)tile_h(o, o.b) * tile_w(o, o.b) * cs;
-  float* ref = run.arena(c.s) + o.ref + (c.by * o.nbw + c.bx) * full;
-  const Input in{src.input.at(o, r.y0, r.x0), src.input.row, src.input.col};
+  const ClosedBlock block = closed_block(o, run, src, c, r);
+  const Rect origin{0, r.h(), 0, r.w()};
   bool fires = c.fresh || o.gate == kAlways;
   if (!fires && o.gate == kNorm) {
-    float* m = local;
-    for (int y = 0; y < th; y++)
-      for (int x = 0; x < tw; x++) {
-        const float *p = in.base + y * in.row + x * in.col, *q = ref + ((long)y * tw + x) * cs;
-        vf sum = vf{};
-        int k = 0;
-        for (; k + VW <= cs; k += VW) sum += vabs(load(p + k) - load(q + k));
-        float total = hsum(sum);
-        for (; k < cs; k++) total += std::fabs(p[k] - q[k]);
-        m[y * tw + x] = total;
-      }
-    const Rect origin{0, r.h(), 0, r.w()};
-    fires = gate.exceeds(support_max(o, m, tw, origin));
+    block.change(local);
+    fires = gate.exceeds(support_max(o, local, block.tw, origin));
   } else if (!fires) {
-    float* d = local;
-    for (int y = 0; y < th; y++)
-      for (int i = 0; i < tw * cs; i++)
-        d[(long)y * tw * cs + i] = in.base[y * in.row + i] - ref[(long)y * tw * cs + i];
-    const Input diff{d, (long)tw * cs, cs};
-    const Rect origin{0, r.h(), 0, r.w()};
-    fires = !(gate.p[0] + linear_max(o, diff, origin, gate.p + 16, cs) < 0.f);
+    const long line = (long)block.tw * block.cs;
+    float* tile = block.ref;
+    if (!block.stored()) block.last(tile = local);
+    for (int y = 0; y < block.th; y++)
+      for (long i = 0; i < line; i++)
+        local[y * line + i] = block.in.base[y * block.in.row + i] - tile[y * line + i];
+    const Input diff{local, line, block.cs};
+    fires = !(gate.p[0] + linear_max(o, diff, origin, gate.p + 16, block.cs) < 0.f);
   }
   if (fires)
-    for (int y = 0; y < th; y++)
-      std::memcpy(ref + (long)y * tw * cs, in.base + y * in.row, sizeof(float) * tw * cs);
+    block.fired();
+  else
+    block.skipped();
   return fires;
 }
 
@@ -148,6 +234,18 @@ Epilogue epilogue_of(const Op& o, const Run& run, View& out, const View* res, in
   return {&o, Activation(o, run.call.weights), &out, res, bias, z, run.fresh(s)};
 }
 
+// What the epilogue compares with lies in memory, not in a cache: asked for before the products, it is
+// there after them.
+void prefetch(const View& out, const Rect& r, int c0, int c1) {
+  const bool whole = c1 - c0 == out.t->Cs;
+  for (int y = r.y0; y < r.y1; y++) {
+    const float* row = out.pixel(y, r.x0) + c0;
+    const int n = whole ? 1 : r.w(), floats = whole ? r.w() * out.t->Cs : c1 - c0;
+    for (int i = 0; i < n; i++, row += out.t->Cs)
+      for (int c = 0; c < floats; c += 16) __builtin_prefetch(row + c, 1, 2);
+  }
+}
+
 void block_item(void* ctx, int tid, int i) {
   Run& run = *static_cast<Run*>(ctx);
   const Op& o = *run.op;
@@ -169,6 +267,7 @@ void block_item(void* ctx, int tid, int i) {
                      : is_scaled(o)      ? (long)pixels * ics
                                          : 0;
   float* tmp = run.memory[tid].get(temp + 64 + extra);
+  if (out.cur) prefetch(out, item.r, c0, c1);
   if (is_scaled(o))
     src = scaled_source(o, run, item.s, item.r, o.policy == kPrevious, tmp + (temp + 15) / 16 * 16);
   const float* w = run.call.weights + o.w;

@@ -37,6 +37,7 @@ void input_row(View& out, const float* row, int y, const Rect& r, bool fresh, fl
     if (out.m) std::memset(out.m + (long)y * t.Wp + r.x0, 0, sizeof(float) * r.w());
     return;
   }
+  if (out.old && !fresh) std::memcpy(out.old_pixel(y, r.x0), cur, sizeof(float) * n);
   for (int i = 0; i < n; i++) {
     delta[i] = row[i] - (fresh ? 0.f : cur[i]);
     cur[i] = row[i];
@@ -72,6 +73,8 @@ void input_rect(Run& run, const Op& o, View& out, const Item& item, float* line)
     }
     for (int x = r.x0; x < r.x1; x++, row += t.C) {
       float *cur = out.cur + out.at(y, x), *delta = out.delta ? out.delta + out.at(y, x) : nullptr;
+      if (out.old && !fresh)
+        std::memcpy(out.old_pixel(y, x), cur, sizeof(float) * t.Cs);
       float change = 0.f;
       for (int c = 0; c < t.C; c++) {
         const float d = row[c] - (fresh ? 0.f : cur[c]);

@@ -16,6 +16,7 @@ constexpr int32_t kEverywhere = 2;
 struct View {
   const Tensor* t;
   float *cur, *delta, *m;  // null when not stored; at the first pixel of the frame, border skipped
+  float* old;              // without border
   int32_t* any;            // changed this frame; stale scratch of the previous tenant: no cell
                            // (0), some (1), kEverywhere; [2] and [3]: see restless()
   uint8_t *cells, *stale;
@@ -27,12 +28,14 @@ struct View {
     cur = t->cur < 0 ? nullptr : arena + t->cur + origin;
     delta = t->delta < 0 ? nullptr : arena + t->delta + origin;
     m = t->m < 0 ? nullptr : arena + t->m + (long)t->pt * t->Wp + t->pl;
+    old = t->old < 0 ? nullptr : arena + t->old;
     any = reinterpret_cast<int32_t*>(arena + t->cells);
     cells = reinterpret_cast<uint8_t*>(any + 4);
     stale = cells + t->ch * t->cw;
   }
   long at(int y, int x) const { return y * row + (long)x * t->Cs; }
   float* pixel(int y, int x) const { return cur + at(y, x); }
+  float* old_pixel(int y, int x) const { return old + ((long)y * t->W + x) * t->Cs; }
   int size() const { return t->ch * t->cw; }
   bool changed() const { return any[0] != 0; }
   bool has_stale() const { return any[1] != 0; }
@@ -48,6 +51,17 @@ struct View {
     mark(cells + (y / kCell) * t->cw + x / kCell);
     mark(any);
     if (!(change < __builtin_inff())) mark(any + 2);
+  }
+
+  // The same for n <= VW neighbours from (y, x) on.
+  void touch_row(int y, int x, vf change, int n) {
+    if (!any_lane(change != 0.f)) return;
+    for (int i = 0; i < n;) {
+      const int end = (x + i) / kCell * kCell + kCell - x;
+      float sum = 0.f;
+      for (; i < n && i < end; i++) sum += change[i];
+      touch(y, x + i - 1, sum);
+    }
   }
 
   static bool in_map(const uint8_t* map, const Tensor& t, int y0, int y1, int x0, int x1) {
@@ -117,16 +131,27 @@ SKC_INLINE float abs_sum(const float* p, int n) {
   return total;
 }
 
+SKC_INLINE float abs_difference(const float* p, const float* q, int n) {
+  vf s = vf{};
+  int c = 0;
+  for (; c + VW <= n; c += VW) s += vabs(load(p + c) - load(q + c));
+  float total = hsum(s);
+  for (; c < n; c++) total += std::fabs(p[c] - q[c]);
+  return total;
+}
+
 // Writes f(c) to one pixel of `out` and records the change.
 template <class F>
 SKC_INLINE void write_pixel(View& out, int y, int x, bool fresh, F f) {
   const int C = out.t->C, Cs = out.t->Cs;
   const long at = out.at(y, x);
+  float* keep = out.old && !fresh ? out.old_pixel(y, x) : nullptr;
   vf sum = vf{};
   for (int c = 0; c < Cs; c += VW) {
-    const vf now = keep_lanes(f(c), C - c);
-    const vf d = fresh ? now : now - load(out.cur + at + c);
+    const vf now = keep_lanes(f(c), C - c), last = load(out.cur + at + c);
+    const vf d = fresh ? now : now - last;
     store(out.cur + at + c, now);
+    if (keep) store(keep + c, last);
     if (out.delta) store(out.delta + at + c, d);
     sum += vabs(d);
   }

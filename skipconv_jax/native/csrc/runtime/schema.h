@@ -4,7 +4,7 @@
 
 namespace skc {
 
-constexpr int32_t kFormat = 1949994959;
+constexpr int32_t kFormat = 714032958;
 constexpr int kCell = 4;
 constexpr int kPanel = 32;
 constexpr int kMaxSources = 8;
@@ -129,12 +129,13 @@ struct Tensor {
   int32_t cur;
   int32_t delta;
   int32_t m;
+  int32_t old;
   int32_t cells;
   int32_t ch;
   int32_t cw;
   int32_t prev;
 };
-static_assert(sizeof(Tensor) == 60);
+static_assert(sizeof(Tensor) == 64);
 
 struct Op {
   int32_t kind;

@@ -217,10 +217,11 @@ def native_policy(node: g.ConvNode, rule: Rule) -> str:
       ValueError: it has none.
     """
     policy = policy_name(rule.policy) if rule.policy is not None else "previous"
-    if policy not in schema.names("Policy"):
+    known = schema.names("Policy")
+    if policy not in known:
         raise ValueError(
-            f"`policy` of {node.name!r} (={rule.policy}) must be one of {schema.names('Policy')} in "
-            "a native plan; run `net.apply` for the others."
+            f"`policy` of {node.name!r} (={rule.policy}) must be one of {known} in a native "
+            "plan; run `net.apply` for the others."
         )
     return policy
 

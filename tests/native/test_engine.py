@@ -269,10 +269,10 @@ def test_frame_of_few_channels_as_a_residual() -> None:
         for name, fired in plan.fired(masks).items():
             np.testing.assert_array_equal(fired, state[name].fired, err_msg=f"{name} {t}")
         np.testing.assert_allclose(got, want, atol=1e-5)
+    builder = native.ProgramBuilder()
+    raw = builder.input(8, 8, 4, raw=True)
+    spec = native.ConvSpec(kernels["a"], name="a", padding=((1, 1), (1, 1)))
     with pytest.raises(ValueError, match=r"raw.*drop `raw`"):
-        builder = native.ProgramBuilder()
-        raw = builder.input(8, 8, 4, raw=True)
-        spec = native.ConvSpec(kernels["a"], name="a", padding=((1, 1), (1, 1)))
         builder.conv(raw, spec, residual=raw)
     with pytest.raises(ValueError, match=r"raw.*drop `raw`"):
         builder.affine(raw, 2.0)

@@ -14,8 +14,8 @@ from absl import flags
 
 from skipconv_jax.commands import common
 from skipconv_jax.commands.calibrate import Settings, find_plan, report
-from skipconv_jax.experiment import build
 from skipconv_jax.ops import POLICY_NAMES
+from skipconv_jax.tasks import build
 from skipconv_jax.tuning import Budget
 from skipconv_jax.tuning.gate_plan import GATES
 

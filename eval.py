@@ -25,15 +25,14 @@ from skipconv_jax.commands.evaluate import (
     write,
 )
 from skipconv_jax.config import set_gate
-from skipconv_jax.experiment import DENSE, GATED, build
-from skipconv_jax.experiment.detection import BASELINES
+from skipconv_jax.tasks import DENSE, GATED, build
 from skipconv_jax.viz.charts import stage_chart
 
 flags.adopt_module_key_flags(common)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
 _JSON = flags.DEFINE_bool("json", False, "print JSON instead of the table")
-_BASELINE = flags.DEFINE_enum(
-    "baseline", None, BASELINES, "video detector to run instead of the skipped network"
+_BASELINE = flags.DEFINE_string(
+    "baseline", None, "video network of the task to run instead of the skipped network"
 )
 _KEY = flags.DEFINE_integer("key_interval", 10, "frames between its key frames", lower_bound=1)
 

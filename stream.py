@@ -15,9 +15,9 @@ from skipconv_jax.commands import common
 from skipconv_jax.commands.evaluate import with_gates
 from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.config import set_gate
-from skipconv_jax.experiment import build
 from skipconv_jax.ops import POLICY_NAMES
 from skipconv_jax.streaming.sources import Source
+from skipconv_jax.tasks import build
 
 flags.adopt_module_key_flags(common)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")

@@ -10,11 +10,10 @@ from absl import flags
 
 from skipconv_jax.commands import common
 from skipconv_jax.commands.train import PHASES, train
-from skipconv_jax.experiment.detection import FLOW
 
 flags.adopt_module_key_flags(common)
-_PHASE = flags.DEFINE_enum(
-    "phase", "all", ["all", *PHASES, FLOW], "phase to train; flow is a baseline of detectors"
+_PHASE = flags.DEFINE_string(
+    "phase", "all", "dense, gated, or one of the task's own (detection: flow, a baseline)"
 )
 _RESUME = flags.DEFINE_bool("resume", False, "continue from the newest checkpoints of the workdir")
 

@@ -31,8 +31,8 @@ from skipconv_jax.commands.evaluate import (
     make_skipped,
 )
 from skipconv_jax.data.synthetic_traffic import TrafficScene, generate
-from skipconv_jax.experiment import DENSE, GATED, build
-from skipconv_jax.experiment.detection import FLOW
+from skipconv_jax.tasks import DENSE, GATED, build
+from skipconv_jax.tasks.detection.experiment import FLOW
 
 PAPER = (
     ("detector", "AP", "GMAC"),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from paper.setting import Setting
-from skipconv_jax.experiment import Experiment
+from skipconv_jax.tasks import Experiment
 from skipconv_jax.training.checkpoints import Checkpoints
 from skipconv_jax.training.loop import Options, run
 

@@ -18,7 +18,7 @@ from paper.setting import ROOT, Row, Setting, guarded, parser, setting
 from skipconv_jax import config as configs
 from skipconv_jax.commands.evaluate import Result, evaluate_dense, evaluate_skipped
 from skipconv_jax.data import synthetic_pose
-from skipconv_jax.experiment import DENSE, GATED, build
+from skipconv_jax.tasks import DENSE, GATED, build
 
 PAPER = (
     ("network", "top-1", "GMAC / video"),

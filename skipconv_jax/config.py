@@ -116,7 +116,7 @@ def base() -> ConfigDict:
             "batch": 8,
             "reset_every": 8,
             "max_clips": 0,
-            "convention": "extent",  # of PCK, or 'pixels'; see tasks.pose.Pck
+            "convention": "extent",  # of PCK, or 'pixels'; see tasks.pose.metrics.Pck
             "drop_ignored": False,  # detection: what ignored regions cover does not count
         }
     )

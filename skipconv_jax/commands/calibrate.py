@@ -10,19 +10,11 @@ import jax
 import numpy as np
 
 from skipconv_jax import macs
-from skipconv_jax.experiment import Experiment
 from skipconv_jax.ops import POLICIES
 from skipconv_jax.streaming.sources import Source, is_video
-from skipconv_jax.tasks.detection import DetectionTask
-from skipconv_jax.tasks.pose import PoseTask
+from skipconv_jax.tasks import Experiment
 from skipconv_jax.tuning import Budget, Plan, calibrate
 from skipconv_jax.tuning.gate_plan import GATES
-
-# Without labels a joint agrees that lies within this share of the frame's longer side, which is
-# PCK@.2 of a box of this share of it.
-_NEAR = 0.05 / 0.2
-# Without labels these detections of the dense network are what should be found.
-_SURE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,12 +162,12 @@ def accuracy(
 
 def agreement(experiment: Experiment) -> Callable[[Any, Any], float] | None:
     """The same figure, the dense network's answers taken for the truth; None where it has none."""
-    if not isinstance(experiment.task, PoseTask | DetectionTask):
+    if not experiment.answers_for_labels:
         return None
     read = jax.jit(experiment.read)
 
     def score(outputs: Any, dense: Any) -> float:
-        return judge(experiment, read(outputs), answers(experiment, read(dense)))
+        return judge(experiment, read(outputs), experiment.answers(read(dense)))
 
     return score
 
@@ -185,30 +177,6 @@ def judge(experiment: Experiment, seen: Any, labels: Mapping[str, np.ndarray]) -
     scorer = experiment.scorer()
     scorer.update(jax.device_get(seen), dict(labels))
     return scorer.result()[experiment.figures[-1][0]]
-
-
-def answers(experiment: Experiment, seen: Any) -> dict[str, np.ndarray]:
-    """What a network read off frames `(T, B, ...)`, as labels of them."""
-    if isinstance(experiment.task, DetectionTask):
-        boxes, scores, labels = map(np.asarray, seen)
-        lead = scores.shape[:2]
-        return {
-            "boxes": boxes,
-            "labels": np.where(scores > _SURE, labels, -1),
-            "ignored": np.zeros((*lead, 0, 4), np.float32),
-            "annotated": np.ones(lead, bool),
-            "scale": np.ones(lead, np.float32),
-            "valid": np.ones(lead, bool),
-        }
-    joints = np.asarray(seen[0])
-    lead = joints.shape[:2]
-    return {
-        "joints": joints,
-        "visible": np.ones(joints.shape[:3], bool),
-        "size": np.full(lead, _NEAR * max(experiment.size), np.float32),
-        "scale": np.ones(lead, np.float32),
-        "valid": np.ones(lead, bool),
-    }
 
 
 def report(plan: Plan) -> str:

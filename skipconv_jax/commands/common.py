@@ -9,8 +9,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from skipconv_jax import config as configs
-from skipconv_jax.experiment import DENSE, GATED, Experiment
 from skipconv_jax.models.convert import from_torch, load_state
+from skipconv_jax.tasks import DENSE, GATED, Experiment
 from skipconv_jax.training.checkpoints import Checkpoints
 from skipconv_jax.training.loop import TrainingDiverged
 

@@ -12,10 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from skipconv_jax import macs
-from skipconv_jax.experiment import Experiment
 from skipconv_jax.program.canonical import for_this_backend
 from skipconv_jax.streaming.runner import Streamer, make_streamer
-from skipconv_jax.tasks.protocols import over_splits
+from skipconv_jax.tasks import Experiment
+from skipconv_jax.tasks.splits import over_splits
 
 Tree = Any
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from skipconv_jax import config, experiment
+from skipconv_jax import config, tasks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     options = parser.parse_args(arguments)
     try:
-        table = experiment.build(config.load(options.config)).table()
+        table = tasks.build(config.load(options.config)).table()
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(table.to_json() + "\n", encoding="utf-8")

@@ -14,17 +14,16 @@ from skipconv_jax import config as configs
 from skipconv_jax.commands.calibrate import (
     Settings,
     agreement,
-    answers,
     find_plan,
     first_frames,
     judge,
     report,
 )
 from skipconv_jax.data.synthetic_pose import Scene, generate
-from skipconv_jax.experiment.detection import DetectionExperiment
-from skipconv_jax.experiment.pose import PoseExperiment
 from skipconv_jax.tasks.detection import DetectionTask, Predictions
+from skipconv_jax.tasks.detection.experiment import DetectionExperiment
 from skipconv_jax.tasks.pose import PoseTask
+from skipconv_jax.tasks.pose.experiment import PoseExperiment
 from skipconv_jax.tuning import Budget, Plan
 
 
@@ -146,7 +145,7 @@ def test_detections_agree_with_what_the_dense_network_is_sure_of():
     dense = Predictions(
         boxes[None, None], np.array([[[0.9, 0.8, 0.1]]], np.float32), np.zeros((1, 1, 3), np.int32)
     )
-    truth = answers(experiment, dense)
+    truth = experiment.answers(dense)
     np.testing.assert_array_equal(truth["labels"], [[[0, 0, -1]]])
     assert judge(experiment, dense, truth) == pytest.approx(1.0)
     one = Predictions(dense.boxes[..., 1:2, :], dense.scores[..., 1:2], dense.labels[..., 1:2])

@@ -21,8 +21,8 @@ from skipconv_jax.commands.evaluate import (
 from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.commands.train import train
 from skipconv_jax.config import set_gate
-from skipconv_jax.experiment import build
 from skipconv_jax.streaming.sources import Source, VideoError
+from skipconv_jax.tasks import build
 from tests.commands.conftest import tiny_config
 
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from skipconv_jax import config as configs
-from skipconv_jax.experiment import build
 from skipconv_jax.ops import ClosedLoop, GumbelGate, InputNormGate
+from skipconv_jax.tasks import build
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from skipconv_jax import checks
 from skipconv_jax.data.skeleton import JOINTS
-from skipconv_jax.ops import checks
 
 GROUPS = {
     "head": (2,),

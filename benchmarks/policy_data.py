@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,12 +98,6 @@ def squares(tree: Any) -> jax.Array:
 def relative(error: np.ndarray, size: np.ndarray) -> float:
     """||y~ - y|| / ||y|| from sums of squares."""
     return float(np.sqrt(error.sum() / max(size.sum(), 1e-12)))
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def save(out: Path, name: str, text: str, data: Any) -> None:

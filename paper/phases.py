@@ -10,7 +10,7 @@ from skipconv_jax.training.checkpoints import Checkpoints
 from skipconv_jax.training.loop import Options, run
 
 
-def trained_phase(
+def trained_weights(
     where: Setting, experiment: Experiment, name: str, folder: Path, seed: int, saved_as: str
 ) -> dict[str, Any]:
     """Weights of a finished phase; trains what is missing of it.

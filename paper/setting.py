@@ -202,7 +202,7 @@ def guarded(run: Callable[[Setting], None], where: Setting) -> int:
 @contextlib.contextmanager
 def _kept_programs(folder: Path) -> Iterator[None]:
     """XLA keeps what it compiles in `folder`: half of a short training is its compilation."""
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", before or str(folder))
     compilation_cache.reset_cache()
     try:

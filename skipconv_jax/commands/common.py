@@ -152,7 +152,7 @@ def load_weights(experiment: Experiment, spec: str | Path) -> tuple[str, dict[st
     return f"{folder.parent.name}@{step}", weights
 
 
-def trained_phase(folder: Path) -> Path:
+def newest_phase(folder: Path) -> Path:
     """The newest phase of a run that has checkpoints: gated before dense.
 
     Raises:

@@ -199,7 +199,7 @@ def test_missing_weights_say_what_to_do(trained, tmp_path):
     with pytest.raises(ValueError, match="train first with"):
         common.load_weights(build(config), tmp_path)
     with pytest.raises(ValueError, match="must hold a trained phase"):
-        common.trained_phase(tmp_path)
+        common.newest_phase(tmp_path)
 
 
 def test_three_splits_are_rows_and_their_mean(trained):

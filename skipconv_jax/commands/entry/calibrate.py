@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         raise ValueError(f"`blocks` (={_BLOCKS.value}) must be integers.") from error
     experiment = build(common.CONFIG.value)
-    spec = _CHECKPOINT.value or common.trained_phase(common.workdir())
+    spec = _CHECKPOINT.value or common.newest_phase(common.workdir())
     _, weights = common.load_weights(experiment, spec)
     settings = Settings(
         Budget.parse(_BUDGET.value, experiment.table().macs),

@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     with config.unlocked():
         config.skip.policy = _POLICY.value
     experiment = build(config)
-    spec = _CHECKPOINT.value or common.trained_phase(common.workdir())
+    spec = _CHECKPOINT.value or common.newest_phase(common.workdir())
     label, weights = common.load_weights(experiment, spec)
     out = Path(_OUT.value) if _OUT.value else common.workdir() / "stream" / source.path.stem
     summary = stream(experiment, with_gates(experiment, weights), source, out, settings)

@@ -8,7 +8,7 @@ package and are found by name, too: `skipconv train --config hrnet_synthetic`.
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from skipconv_jax import Rule
+from skipconv_jax.entries import find
 from skipconv_jax.ops import (
     POLICIES,
     AlwaysGate,
@@ -206,21 +207,32 @@ def filename() -> str:
 
 
 def gate(settings: Any) -> Any:
-    """The gate of `{'name': ..., block, threshold, ...}`.
+    """The gate of `{'name': ..., block, threshold, ...}`; `name` may be `module:class` of your own.
 
     Raises:
       ValueError: an unknown gate or an argument it does not have.
     """
     options = dict(settings)
     name = options.pop("name", None)
-    if name not in GATES:
-        raise ValueError(f"`gate.name` (={name!r}) must be one of {sorted(GATES)}.")
+    make = _named(name, GATES, "gate.name")
     try:
-        return GATES[name](**options)
+        return make(**options)
     except TypeError as error:
         raise ValueError(
             f"`gate` (={options}) must hold arguments of {name!r}: {error}."
         ) from error
+
+
+def _named(name: Any, known: Mapping[str, Any], argument: str) -> Any:
+    """What a name stands for: one of `known`, or `module:object`."""
+    if name in known:
+        return known[name]
+    if ":" in str(name):
+        return find(str(name), argument)
+    raise ValueError(
+        f"`{argument}` (={name!r}) must be one of {', '.join(sorted(known))}, or `module:class` of "
+        "your own."
+    )
 
 
 def set_gate(
@@ -263,13 +275,12 @@ def skip_options(config: ConfigDict) -> dict[str, Any]:
     settings = config.skip
     if saved := settings.gate_plan or settings.get("plan"):
         return {"rules": GatePlan.load(saved), "implementation": settings.implementation}
-    if settings.policy not in POLICIES:
-        raise ValueError(f"`skip.policy` (={settings.policy!r}) must be one of {sorted(POLICIES)}.")
+    policy = _named(settings.policy, POLICIES, "skip.policy")
     rules = [(pattern, None if g is None else Rule(gate=gate(g))) for pattern, g in settings.rules]
     return {
         "rules": rules,
         "gate": gate(settings.gate),
-        "policy": POLICIES[settings.policy](),
+        "policy": policy(),
         "implementation": settings.implementation,
     }
 

@@ -1,6 +1,5 @@
 """Finds tasks and networks by name: folders of this package, and `module:object` of anybody's."""
 
-import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import skipconv_jax.tasks as folders
+from skipconv_jax.entries import find
 from skipconv_jax.tasks.base import Experiment
 
 
@@ -64,19 +64,4 @@ def make_model(config: ConfigDict, known: Mapping[str, Callable[..., Any]]) -> A
     except TypeError as error:
         raise ValueError(
             f"`config.model` (={settings}) must hold fields of {name!r}: {error}."
-        ) from error
-
-
-def find(where: str, argument: str) -> Any:
-    """The object of `module:object`.
-
-    Raises:
-      ValueError: no such module or object; `argument` is named as its source.
-    """
-    module, _, name = where.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"`{argument}` (={where!r}) must be `module:object` that can be imported here: {error}."
         ) from error

@@ -45,7 +45,7 @@ def _run_node(node: g.Node, x: list[jax.Array], graph: g.Graph) -> jax.Array:
             start, fn = (-jnp.inf, jax.lax.max) if node.fn == "max" else (0.0, jax.lax.add)
             padding = ((0, 0), *node.padding, (0, 0))
             pooled = jax.lax.reduce_window(x[0], start, fn, window, strides, padding)
-            return pooled / np.prod(node.window) if node.fn == "mean" else pooled
+            return pooled / float(np.prod(node.window)) if node.fn == "mean" else pooled
         case g.SpatialSumNode():
             return x[0].sum(axis=(1, 2))
         case g.ConcatNode():

@@ -121,7 +121,7 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
             padding = ((0, 0), *node.padding, (0, 0))
             pooled = lax.reduce_window(x[0], start, fn, window, strides, padding)
             if node.fn == "mean":
-                return pooled / np.prod(node.window)
+                return pooled / float(np.prod(node.window))
             if node.fn != "mean_valid":
                 return pooled
             inside = jnp.ones_like(x[0])

@@ -257,11 +257,11 @@ def _arrange(reader: Reader, view: View) -> Ref | None:
     inner = [a for a in view.dims[3] if a.axis in (1, 2)]
     if any(a.axis is None or a.axis == 0 for a in view.dims[3]):
         return None
-    ref, depth = _cropped(reader, view, [p[0] for p in parts if p], inner)
-    if ref is None:
+    cropped, depth = _cropped(reader, view, [p[0] for p in parts if p], inner)
+    if cropped is None:
         return None
-    ref = _picked(reader, view, ref, depth, [p[1] for p in parts if p])
-    return None if ref is None else _repeated(reader, ref, [p[2] for p in parts if p])
+    picked = _picked(reader, view, cropped, depth, [p[1] for p in parts if p])
+    return None if picked is None else _repeated(reader, picked, [p[2] for p in parts if p])
 
 
 def _spatial(dim: Dim, axis: int) -> tuple[Atom, Atom | None, int] | None:

@@ -337,7 +337,7 @@ def _phases_of(
         if not whole or m.strides != (s, s) or max(m.starts) >= s or s == 1:
             return None
     starts = {r: m.starts for r, m in crops.items() if isinstance(m, CropNode)}
-    return source, s, [(*starts[r], c) for r, c in _channels(maker, graph)]
+    return source, s, [(starts[r][0], starts[r][1], c) for r, c in _channels(maker, graph)]
 
 
 def _strided(

@@ -84,7 +84,7 @@ def _conv_node(reader: Reader, x: Ref, out: Ref, conv: Conv, weights: np.ndarray
 def _phases(
     n: int, k: int, out: int, stride: int, low: int, dilation: int
 ) -> tuple[list[list[tuple[int, int]]], int, tuple[int, int]]:
-    """Per phase of the output (tap of the phase's kernel, tap of the kernel), their number, padding."""
+    """Per phase of the output (tap of its kernel, tap of the kernel); their number; padding."""
     offsets = [
         [
             ((p - low + j * dilation) // stride, j)

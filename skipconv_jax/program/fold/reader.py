@@ -1,18 +1,16 @@
 """Equations to nodes: everything that is independent of the frame is evaluated on the way."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
 from skipconv_jax.program.fold.nodes import Graph, Node, OtherNode, Ref
-from skipconv_jax.program.jaxprs import CALLS, CHECKPOINTS, CONV, bind
-from skipconv_jax.program.walk import leaf_name
+from skipconv_jax.program.jaxprs import CONV, Place, bind, body, run
+from skipconv_jax.program.sites import Site, Traced
 
 # Makes a node of an equation and returns its tensor, or None where it doesn't take the case.
 Rule = Callable[["Reader", Any, list[Any]], Ref | None]
@@ -60,44 +58,36 @@ class Reader:
         self.variables, self._rules = variables, rules
         self.nodes: list[Node] = []
         self.avals: dict[Ref, jax.ShapeDtypeStruct] = {}
-        self._uses: Counter[str] = Counter()
+        self.sites: Mapping[Place, Site] = {}
+        self.place: Place = ()
 
     def read(self, fn: Callable[..., Any], x: Any) -> Graph:
-        closed, shape = jax.make_jaxpr(fn, return_shape=True)(self.variables, x)
-        named, _ = jax.tree_util.tree_flatten_with_path(self.variables)
-        arguments: list[Any] = []
-        for path, leaf in named:
-            array = np.asarray(leaf)
-            arguments.append(Known(array, leaf_name(path)))
+        traced = Traced.of(fn, self.variables, x)
+        self.sites = traced.sites
+        leaves = jax.tree.leaves(self.variables)
+        arguments: list[Any] = [
+            Known(np.asarray(a), n) for a, n in zip(leaves, traced.names, strict=True)
+        ]
         inputs = [self.new(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(x)]
-        consts = [Known(np.asarray(c)) for c in closed.consts]
-        outputs = self._run(closed.jaxpr, consts, [*arguments, *inputs])
+        outputs = run(traced.program, [*arguments, *inputs], self)
         final = [o.array if isinstance(o, Known) else o for o in outputs]
-        return Graph(self.nodes, inputs, final, jax.tree.structure(shape), self.avals)
+        return Graph(self.nodes, inputs, final, traced.tree, self.avals)
+
+    def constant(self, value: Any, literal: bool) -> Known:
+        del literal
+        return Known(np.asarray(value))
 
     def new(self, shape: Sequence[int], dtype: Any) -> Ref:
         ref = len(self.avals)
         self.avals[ref] = jax.ShapeDtypeStruct(tuple(shape), dtype)
         return ref
 
-    def _run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
-
-        def look(atom: Any) -> Any:
-            return Known(np.asarray(atom.val)) if isinstance(atom, jex.Literal) else env[atom]
-
-        for eqn in jaxpr.eqns:
-            values = [look(v) for v in eqn.invars]
-            env.update(zip(eqn.outvars, self._equation(eqn, values), strict=True))
-        return [look(v) for v in jaxpr.outvars]
-
-    def _equation(self, eqn: Any, values: list[Any]) -> list[Any]:
+    def equation(self, eqn: Any, values: list[Any], place: Place) -> list[Any]:
         primitive = eqn.primitive.name
-        body = eqn.params.get(CALLS[primitive]) if primitive in CALLS else None
-        if body is not None:
-            return self._run(body.jaxpr, [Known(np.asarray(c)) for c in body.consts], values)
-        if primitive in CHECKPOINTS:
-            return self._run(eqn.params["jaxpr"], [], values)
+        inner = body(eqn)
+        if inner is not None:
+            return run(inner, values, self, place)
+        self.place = place
         if all(isinstance(v, Known) for v in values):
             return evaluate(eqn, values)
         rule = self._rules.get(primitive)
@@ -110,7 +100,7 @@ class Reader:
         operands = tuple(v.array if isinstance(v, Known) else v for v in values)
         name = ""
         if eqn.primitive.name == CONV:
-            name = self.site_name(values[1])
+            name = self.site_name()
         self.nodes.append(OtherNode(inputs, outputs[0], eqn, operands, outputs, name))
         return list(outputs)
 
@@ -121,9 +111,6 @@ class Reader:
         self.nodes.append(make(ref))
         return ref
 
-    def site_name(self, kernel: Any) -> str:
-        """Name of a convolution as `skip` gives it: kernel path, numbered when used again."""
-        name = (kernel.origin if isinstance(kernel, Known) else None) or "constant"
-        use = self._uses[name]
-        self._uses[name] += 1
-        return f"{name}@{use}" if use else name
+    def site_name(self) -> str:
+        """Name of the convolution that is being read, as `skip` gives it."""
+        return self.sites[self.place].name

@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.program.fold.nodes import (
     AffineNode,
     BinaryNode,
@@ -23,6 +22,7 @@ from skipconv_jax.program.fold.nodes import (
 )
 from skipconv_jax.program.fold.reader import Known, Reader, Rule, per_channel
 from skipconv_jax.program.jaxprs import CONV, channels_last, window_first
+from skipconv_jax.program.sites import geometry
 
 
 def _conv(reader: Reader, eqn: Any, values: list[Any]) -> Ref | None:
@@ -42,15 +42,8 @@ def _conv(reader: Reader, eqn: Any, values: list[Any]) -> Ref | None:
         return None
     if eqn.outvars[0].aval.dtype != jnp.float32 or rank != 4:
         return None
-    conv = Conv.make(
-        shape,
-        kernel.array.shape,
-        strides=params["window_strides"],
-        padding=params["padding"],
-        dilation=params["rhs_dilation"],
-        groups=params["feature_group_count"],
-    )
-    name, weight = reader.site_name(kernel), np.abs(kernel.array)
+    conv = geometry(eqn, shape, kernel.array.shape)
+    name, weight = reader.site_name(), np.abs(kernel.array)
     means = float(weight.mean()), float(weight.sum())
     return reader.add(eqn, lambda out: ConvNode((x,), out, name, conv, kernel.array, None, *means))
 

@@ -1,9 +1,11 @@
 """Builds the native engine with the system's C++ compiler: `python -m skipconv_jax.native.build`.
 
 One shared library holds the engine for AVX-512, AVX2 and any CPU, and picks at run time.
+`--export DIR` copies it and its header to `DIR/libskipconv.so` and `DIR/skipconv.h` for C.
 The library's name carries a hash of sources and flags, so that an old one is never loaded.
 """
 
+import argparse
 import concurrent.futures
 import hashlib
 import importlib.util
@@ -18,7 +20,14 @@ import tempfile
 
 # Compiled once per instruction set, and once for all of them.
 _PER_ISA = ("ops/op_conv.cpp", "ops/op_simple.cpp", "runtime/engine.cpp")
-_ONCE = ("runtime/pool.cpp", "runtime/ffi.cpp")
+_ONCE = (
+    "runtime/pool.cpp",
+    "runtime/platform.cpp",
+    "runtime/dispatch.cpp",
+    "runtime/plan_file.cpp",
+    "runtime/c_api.cpp",
+    "runtime/ffi.cpp",
+)
 _COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
 # Contraction to FMA is the point of the kernels; nothing else of fast-math is wanted.
 _FLOAT = (
@@ -28,6 +37,8 @@ _FLOAT = (
     "-Wno-unused-function",
     "-Wno-psabi",
 )
+# The name is what C programs are linked to; Python loads by path.
+_LINK = ("-shared", "-pthread", "-Wl,-soname,libskipconv.so")
 _X86 = {
     "avx512": (
         16,
@@ -92,7 +103,7 @@ def why_not() -> str:
 
 def digest() -> str:
     """Hash of everything the library depends on."""
-    parts = [repr((_COMMON, _FLOAT, sorted(variants().items())))]
+    parts = [repr((_COMMON, _FLOAT, _LINK, sorted(variants().items())))]
     root = source_dir()
     parts += [
         p.relative_to(root).as_posix() + p.read_text()
@@ -157,12 +168,24 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
             compile_to("any", source, f"-I{headers}")
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_compile, jobs))
-        _compile([cxx, "-shared", "-pthread", *objects, "-o", f"{tmp}/lib.so"])
+        _compile([cxx, *_LINK, *objects, "-o", f"{tmp}/lib.so"])
         # Rename is atomic: a process that builds at the same time never sees half a library.
         partial = target.with_suffix(f".{os.getpid()}.tmp")
         shutil.copy(f"{tmp}/lib.so", partial)
         os.replace(partial, target)
     return target
+
+
+def export(folder: pathlib.Path) -> pathlib.Path:
+    """The library as `folder/libskipconv.so` beside `skipconv.h`, for programs without Python.
+
+    Raises:
+      BuildError: it is not built and can't be.
+    """
+    library = find_library() or build()
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source_dir() / "include" / "skipconv.h", folder)
+    return pathlib.Path(shutil.copy(library, folder / "libskipconv.so"))
 
 
 def _writable(folder: pathlib.Path) -> bool:
@@ -174,7 +197,10 @@ def _writable(folder: pathlib.Path) -> bool:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m skipconv_jax.native.build")
+    parser.add_argument("--export", metavar="DIR", help="copy library and header there, for C")
+    options = parser.parse_args()
     try:
-        print(build())
+        print(export(pathlib.Path(options.export)) if options.export else build())
     except BuildError as error:
         sys.exit(f"skipconv_jax: {error}")

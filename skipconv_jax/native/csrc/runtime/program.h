@@ -72,6 +72,17 @@ struct Call {
   double* profile;  // seconds per operation, or null
 };
 
+// Header, tensors and operations of a program of `n` words; false if it is none of this format.
+inline bool read_program(const int32_t* words, int64_t n, Call& call) {
+  constexpr int64_t kHeader = sizeof(Header) / 4, kTensor = sizeof(Tensor) / 4, kOp = sizeof(Op) / 4;
+  call.head = reinterpret_cast<const Header*>(words);
+  if (n < kHeader || call.head->magic != kMagic) return false;
+  const int64_t ops = kHeader + kTensor * call.head->n_tensors;
+  call.tensors = reinterpret_cast<const Tensor*>(words + kHeader);
+  call.ops = reinterpret_cast<const Op*>(words + ops);
+  return n == ops + kOp * call.head->n_ops;
+}
+
 class Pool;
 using RunFn = void (*)(const Call&, Pool&);
 void run_portable(const Call&, Pool&);

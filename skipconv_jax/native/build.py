@@ -1,6 +1,8 @@
 """Builds the native engine with the system's C++ compiler: `python -m skipconv_jax.native.build`.
 
-One shared library holds the engine for AVX-512, AVX2 and any CPU, and picks at run time.
+One shared library holds the engine for AVX-512, AVX2 and any x86-64, or for NEON, and picks at run
+time. $SKIPCONV_JAX_MACHINE (x86_64, aarch64) builds one to give away: for that machine, by the cross
+compiler that $CXX names, and with the C++ runtime inside.
 `--export DIR` copies it and its header to `DIR/libskipconv.so` and `DIR/skipconv.h` for C.
 The library's name carries a hash of sources and flags, so that an old one is never loaded.
 """
@@ -17,9 +19,17 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from types import ModuleType
 
 # Compiled once per instruction set, and once for all of them.
-_PER_ISA = ("ops/op_conv.cpp", "ops/op_simple.cpp", "runtime/engine.cpp")
+PER_ISA = (
+    "ops/op_conv.cpp",
+    "ops/op_input.cpp",
+    "ops/op_output.cpp",
+    "ops/op_pixels.cpp",
+    "ops/op_spatial.cpp",
+    "runtime/engine.cpp",
+)
 _ONCE = (
     "runtime/pool.cpp",
     "runtime/platform.cpp",
@@ -64,12 +74,17 @@ def source_dir() -> pathlib.Path:
     return pathlib.Path(__file__).parent / "csrc"
 
 
+def machine() -> str:
+    """The processor architecture that is built for: $SKIPCONV_JAX_MACHINE, or this one's."""
+    return os.environ.get("SKIPCONV_JAX_MACHINE") or platform.machine()
+
+
 def variants() -> dict[str, tuple[int, tuple[str, ...]]]:
-    """Vector width and compiler flags of each instruction set this machine's compiler targets."""
-    found: dict[str, tuple[int, tuple[str, ...]]] = {"portable": (4, ())}
-    if platform.machine() in ("x86_64", "AMD64"):
-        found.update(_X86)
-    return found
+    """Vector width and compiler flags of each instruction set of `machine()`."""
+    if machine() in ("aarch64", "arm64"):
+        return {"neon": (4, ())}
+    portable: dict[str, tuple[int, tuple[str, ...]]] = {"portable": (4, ())}
+    return portable | (_X86 if machine() in ("x86_64", "AMD64") else {})
 
 
 def compiler() -> str | None:
@@ -99,6 +114,17 @@ def why_not() -> str:
     if include_dir() is None:
         return "jaxlib with its headers is not installed; install it, then build"
     return ""
+
+
+def _schema() -> ModuleType:
+    """`skipconv_jax.native.schema`, loaded without the package, which needs JAX."""
+    path = pathlib.Path(__file__).with_name("schema.py")
+    spec = importlib.util.spec_from_file_location("skipconv_jax_schema", path)
+    if spec is None or spec.loader is None:
+        raise BuildError(f"{path} is missing; take a complete source tree")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def digest() -> str:
@@ -150,6 +176,8 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
     folders = [folder] if folder else [d for d in candidate_dirs() if _writable(d)]
     if not folders:
         raise BuildError(f"none of {candidate_dirs()} is writable; pass a folder")
+    if stale := _schema().stale():
+        raise BuildError(stale)
     target, src = folders[0] / library_name(), source_dir()
     if target.exists():
         return target
@@ -162,13 +190,16 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
             jobs.append([*command, "-o", objects[-1]])
 
         for isa, (width, flags) in variants().items():
-            for source in _PER_ISA:
+            for source in PER_ISA:
                 compile_to(isa, source, *_FLOAT, *flags, f"-DSKC_ISA={isa}", f"-DSKC_VW={width}")
         for source in _ONCE:
             compile_to("any", source, f"-I{headers}")
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_compile, jobs))
-        _compile([cxx, *_LINK, *objects, "-o", f"{tmp}/lib.so"])
+        # What is given away must not ask for this compiler's runtime.
+        static = ("-static-libstdc++", "-static-libgcc")
+        inside = static if os.environ.get("SKIPCONV_JAX_MACHINE") else ()
+        _compile([cxx, *_LINK, *inside, *objects, "-o", f"{tmp}/lib.so"])
         # Rename is atomic: a process that builds at the same time never sees half a library.
         partial = target.with_suffix(f".{os.getpid()}.tmp")
         shutil.copy(f"{tmp}/lib.so", partial)

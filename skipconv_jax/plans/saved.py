@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipconv_jax.native import ProgramBuilder, library
-from skipconv_jax.native.builder import Program
+from skipconv_jax.native import Program, library, schema
 from skipconv_jax.plans import skc_file
 from skipconv_jax.plans.native import Plan
 from skipconv_jax.plans.skc_file import MaskDesc, PlanFileError, SavedPlan, TensorDesc
@@ -234,7 +233,7 @@ def load_plan(path: str | os.PathLike[str]) -> LoadedPlan:
     """
     library.load()
     saved = skc_file.read(path)
-    if not saved.words.size or saved.words[0] != ProgramBuilder().finish().words[0]:
+    if not saved.words.size or saved.words[0] != schema.digest():
         raise PlanFileError(
             f"`path` (={path}) holds a program of another engine; save the plan again with this "
             "version."

@@ -208,12 +208,8 @@ extern "C" {
 const char* skipconv_error(void) { return g_error.c_str(); }
 
 const char* skipconv_instruction_set(void) {
-#if defined(__aarch64__)
-  return "neon";
-#else
-  static const char* const names[] = {"portable", "avx2", "avx512"};
+  static const char* const names[] = {"portable", "avx2", "avx512", "neon"};
   return names[skc::isa_in_use()];
-#endif
 }
 
 int skipconv_open_memory(const void* data, size_t bytes, skipconv_plan** plan) {

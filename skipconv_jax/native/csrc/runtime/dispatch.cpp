@@ -11,14 +11,16 @@ namespace skc {
 namespace {
 
 int best_isa() {
-#if defined(__x86_64__)
+#if defined(__aarch64__)
+  return kNeon;
+#elif defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-    return 2;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+    return kAvx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
 #endif
-  return 0;
+  return kPortable;
 }
 
 }  // namespace
@@ -27,8 +29,10 @@ int isa_in_use() {
   static const int chosen = [] {
     const char* wanted = std::getenv("SKIPCONV_JAX_ISA");
     const int best = best_isa();
-    if (!wanted || !*wanted) return best;
-    const int level = !std::strcmp(wanted, "avx512") ? 2 : !std::strcmp(wanted, "avx2") ? 1 : 0;
+    if (!wanted || !*wanted || best == kNeon) return best;
+    const int level = !std::strcmp(wanted, "avx512") ? kAvx512
+                      : !std::strcmp(wanted, "avx2") ? kAvx2
+                                                     : kPortable;
     return level < best ? level : best;
   }();
   return chosen;
@@ -48,13 +52,17 @@ int default_threads() {
 namespace {
 
 RunFn run_fn() {
+#if defined(__aarch64__)
+  return run_neon;
+#else
 #if defined(__x86_64__)
   switch (isa_in_use()) {
-    case 2: return run_avx512;
-    case 1: return run_avx2;
+    case kAvx512: return run_avx512;
+    case kAvx2: return run_avx2;
   }
 #endif
   return run_portable;
+#endif
 }
 
 thread_local std::vector<double> g_profile;

@@ -4,7 +4,7 @@
 
 namespace skc {
 
-int isa_in_use();       // level, as in program.h; SKIPCONV_JAX_ISA lowers it
+int isa_in_use();       // an Isa; SKIPCONV_JAX_ISA lowers it on x86-64
 int default_threads();  // SKIPCONV_JAX_NUM_THREADS, or the cores, at most 8
 void run(Call& call);   // call.threads of the shared pool, or alone where another call has it
 

@@ -1,8 +1,8 @@
 """Builds the native engine with the system's C++ compiler: `python -m skipconv_jax.native.build`.
 
-One shared library holds the engine for AVX-512, AVX2 and any x86-64, or for NEON, and picks at run
-time. $SKIPCONV_JAX_MACHINE (x86_64, aarch64) builds one to give away: for that machine, by the cross
-compiler that $CXX names, and with the C++ runtime inside.
+One shared library holds the engine for AVX-512, AVX2 and any x86-64, and picks at run time; on ARM
+it is NEON. $SKIPCONV_JAX_MACHINE (x86_64, aarch64) builds one to give away: for that machine, by
+the cross compiler that $CXX names, and with the C++ runtime inside.
 `--export DIR` copies it and its header to `DIR/libskipconv.so` and `DIR/skipconv.h` for C.
 The library's name carries a hash of sources and flags, so that an old one is never loaded.
 """

@@ -81,7 +81,7 @@ def load() -> ctypes.CDLL:
 
 
 def isa() -> str:
-    """Instruction set in use: 'avx512', 'avx2' or 'portable' (SKIPCONV_JAX_ISA lowers it), 'neon'."""
+    """Instruction set in use: 'avx512', 'avx2', 'portable' (as SKIPCONV_JAX_ISA says) or 'neon'."""
     return _ISA[load().skipconv_isa()]
 
 

@@ -19,8 +19,8 @@ from skipconv_jax.data import records
 from skipconv_jax.data.clips import LazyClips, PoseClip
 from skipconv_jax.data.figure import ACTIONS as SYNTHETIC_ACTIONS
 from skipconv_jax.data.jhmdb_folder import PARTS, JhmdbFolder
+from skipconv_jax.data.skeleton import JOINTS
 from skipconv_jax.extras import required
-from skipconv_jax.tasks.pose import JOINTS
 
 with required():
     import tensorflow_datasets as tfds

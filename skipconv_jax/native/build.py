@@ -48,7 +48,8 @@ _FLOAT = (
     "-Wno-psabi",
 )
 # The name is what C programs are linked to; Python loads by path.
-_LINK = ("-shared", "-pthread", "-Wl,-soname,libskipconv.so")
+_NAME = "-install_name,@rpath/" if sys.platform == "darwin" else "-soname,"
+_LINK = ("-shared", "-pthread", f"-Wl,{_NAME}libskipconv.so")
 _X86 = {
     "avx512": (
         16,

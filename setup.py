@@ -64,7 +64,7 @@ class MaybeBinary(Distribution):
 
 
 class EngineWheel(bdist_wheel):
-    """One wheel for every Python: the engine is loaded by ctypes and knows nothing of its version."""
+    """One wheel for every Python: ctypes loads the engine, which knows nothing of its version."""
 
     def get_tag(self) -> tuple[str, str, str]:
         """`py3-none` with the platform: that of this machine, or manylinux for one to give away."""

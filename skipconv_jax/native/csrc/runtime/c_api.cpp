@@ -1,7 +1,8 @@
 // skipconv.h over the engine: saved plans, their streams, and errors as text.
+#include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <memory>
 #include <new>
 
@@ -78,14 +79,18 @@ void for_each_place(const TensorDesc& t, F f) {
 }
 
 std::vector<uint8_t> contents(const char* path) {
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) throw PlanError(SKIPCONV_ERROR_FILE, std::string(path) + ": can't be opened");
-  const std::streamoff n = file.tellg();
-  std::vector<uint8_t> data(n < 0 ? 0 : (size_t)n);
-  file.seekg(0);
-  if (n < 0 || !file.read(reinterpret_cast<char*>(data.data()), n))
-    throw PlanError(SKIPCONV_ERROR_FILE, std::string(path) + ": can't be read");
-  return data;
+  std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path, "rb"), std::fclose);
+  if (!file) throw PlanError(SKIPCONV_ERROR_FILE, std::string("can't be opened: ") + std::strerror(errno));
+  std::vector<uint8_t> data;
+  for (;;) {
+    const size_t had = data.size(), more = had < (1u << 20) ? (1u << 20) : had;
+    data.resize(had + more);
+    const size_t got = std::fread(data.data() + had, 1, more, file.get());
+    data.resize(had + got);
+    if (std::ferror(file.get()))
+      throw PlanError(SKIPCONV_ERROR_FILE, std::string("can't be read: ") + std::strerror(errno));
+    if (got < more) return data;
+  }
 }
 
 }  // namespace
@@ -221,14 +226,16 @@ int skipconv_open_memory(const void* data, size_t bytes, skipconv_plan** plan) {
 }
 
 int skipconv_open(const char* path, skipconv_plan** plan) {
-  int status = SKIPCONV_OK;
-  const int read = guarded([&] {
+  return guarded([&] {
     demand(path && plan, "`path` and `plan` must not be null");
-    const auto data = contents(path);
-    status = skipconv_open_memory(data.data(), data.size(), plan);
-    if (status) g_error = std::string(path) + ": " + g_error;
+    *plan = nullptr;
+    try {
+      const auto data = contents(path);
+      *plan = new skipconv_plan(skc::read_plan(data.data(), data.size()));
+    } catch (const PlanError& e) {
+      throw PlanError(e.status, std::string(path) + ": " + e.what());
+    }
   });
-  return read ? read : status;
 }
 
 void skipconv_close(skipconv_plan* plan) { delete plan; }

@@ -8,13 +8,13 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from skipconv_jax import macs
-from skipconv_jax.ops import SkipState, checks, init_state, skip_conv
+from skipconv_jax import checks, macs
+from skipconv_jax.ops import SkipState, init_state, skip_conv
 from skipconv_jax.ops.gates import Gate, InputNormGate
 from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.ops.masked_conv import implementation_name
 from skipconv_jax.ops.policies import Policy, Previous
-from skipconv_jax.program.walk import Site, Visitor, evaluate, number_of_streams
+from skipconv_jax.program.walk import Site, Visitor, evaluate, find_sites, number_of_streams
 
 NetState = dict[str, SkipState]
 NetParams = dict[str, Any]
@@ -122,7 +122,7 @@ class SkipNet:
         _check_made_by_init(params, state)
         if rng is not None:
             checks.key("rng", rng)
-        visitor = _Skipper(self, params, state, rng)
+        visitor = Skipper(self, params, state, rng)
         y, _ = evaluate(self.fn, params["model"], x, args, visitor)
         visitor.check_complete()
         return y, visitor.made
@@ -182,15 +182,7 @@ class SkipNet:
         )
 
     def _sites(self, variables: Any, x: Any, args: Sequence[Any]) -> list[Site]:
-        sites: list[Site] = []
-
-        def run(variables: Any, x: Any, args: Sequence[Any]) -> Any:
-            y, found = evaluate(self.fn, variables, x, args, Visitor())
-            sites.extend(found)
-            return y
-
-        jax.eval_shape(run, variables, x, tuple(args))
-        return sites
+        return find_sites(self.fn, variables, x, args)
 
     def _plan(self, sites: Sequence[Site]) -> list[tuple[Site, Rule | None]]:
         """Each convolution with its rule; refuses patterns that match nothing."""
@@ -268,7 +260,7 @@ def skip(
     return SkipNet(fn, pairs, default, book)
 
 
-class _Skipper(Visitor):
+class Skipper(Visitor):
     """Replaces convolutions by `skip_conv`, collecting the new states."""
 
     def __init__(

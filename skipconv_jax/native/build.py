@@ -1,10 +1,16 @@
 """Builds the native engine with the system's C++ compiler: `python -m skipconv_jax.native.build`.
 
-One shared library holds the engine for AVX-512, AVX2 and any CPU, and picks at run time.
-The library's name carries a hash of sources and flags, so that an old one is never loaded.
+One shared library holds the engine for AVX-512, AVX2 and any x86-64, and picks at run time; on ARM
+it is NEON. $SKIPCONV_JAX_MACHINE (x86_64, aarch64) builds one to give away: for that machine, by
+the cross compiler that $CXX names, and with the C++ runtime inside.
+`--export DIR` copies it and its header to `DIR/libskipconv.so` and `DIR/skipconv.h` for C.
+The library's name carries a hash of sources and flags, so that an old one is never loaded, and
+`<library>.sha256` beside it a hash of its content, so that a damaged one is never loaded either.
 """
 
+import argparse
 import concurrent.futures
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -15,6 +21,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from types import ModuleType
 
 # Compiled once per instruction set, and once for all of them.
@@ -26,7 +33,14 @@ PER_ISA = (
     "ops/op_spatial.cpp",
     "runtime/engine.cpp",
 )
-_ONCE = ("runtime/pool.cpp", "runtime/ffi.cpp")
+_ONCE = (
+    "runtime/pool.cpp",
+    "runtime/platform.cpp",
+    "runtime/dispatch.cpp",
+    "runtime/plan_file.cpp",
+    "runtime/c_api.cpp",
+    "runtime/ffi.cpp",
+)
 _COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
 # Contraction to FMA is the point of the kernels; nothing else of fast-math is wanted.
 _FLOAT = (
@@ -36,6 +50,9 @@ _FLOAT = (
     "-Wno-unused-function",
     "-Wno-psabi",
 )
+# The name is what C programs are linked to; Python loads by path.
+_NAME = "-install_name,@rpath/" if sys.platform == "darwin" else "-soname,"
+_LINK = ("-shared", "-pthread", f"-Wl,{_NAME}libskipconv.so")
 _X86 = {
     "avx512": (
         16,
@@ -61,12 +78,17 @@ def source_dir() -> pathlib.Path:
     return pathlib.Path(__file__).parent / "csrc"
 
 
+def machine() -> str:
+    """The processor architecture that is built for: $SKIPCONV_JAX_MACHINE, or this one's."""
+    return os.environ.get("SKIPCONV_JAX_MACHINE") or platform.machine()
+
+
 def variants() -> dict[str, tuple[int, tuple[str, ...]]]:
-    """Vector width and compiler flags of each instruction set this machine's compiler targets."""
-    found: dict[str, tuple[int, tuple[str, ...]]] = {"portable": (4, ())}
-    if platform.machine() in ("x86_64", "AMD64"):
-        found.update(_X86)
-    return found
+    """Vector width and compiler flags of each instruction set of `machine()`."""
+    if machine() in ("aarch64", "arm64"):
+        return {"neon": (4, ())}
+    portable: dict[str, tuple[int, tuple[str, ...]]] = {"portable": (4, ())}
+    return portable | (_X86 if machine() in ("x86_64", "AMD64") else {})
 
 
 def compiler() -> str | None:
@@ -111,7 +133,7 @@ def _schema() -> ModuleType:
 
 def digest() -> str:
     """Hash of everything the library depends on."""
-    parts = [repr((_COMMON, _FLOAT, sorted(variants().items())))]
+    parts = [repr((_COMMON, _FLOAT, _LINK, sorted(variants().items())))]
     root = source_dir()
     parts += [
         p.relative_to(root).as_posix() + p.read_text()
@@ -127,17 +149,66 @@ def library_name() -> str:
 
 
 def candidate_dirs() -> list[pathlib.Path]:
-    """Directories the library is looked for and built in: the package, then the user's cache."""
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
-    return [pathlib.Path(__file__).parent, cache / "skipconv_jax"]
+    """Directories the library is looked for and built in: the package, then the user's cache.
+
+    The cache is left out where somebody else could write to it (`why_untrusted` says so).
+    """
+    package = pathlib.Path(__file__).parent
+    # Imported late: setup.py runs this file alone, where the package can't be imported.
+    from skipconv_jax import trusted
+
+    try:
+        return [package, trusted.user_cache()]
+    except OSError:
+        return [package]
+
+
+def why_untrusted() -> str:
+    """Why the user's cache folder is not used; empty where it is."""
+    from skipconv_jax import trusted
+
+    try:
+        trusted.user_cache()
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def find_library() -> pathlib.Path | None:
-    """The built library, or None."""
-    for folder in candidate_dirs():
-        if (path := folder / library_name()).exists():
-            return path
+    """The built library, or None. One that is damaged, or that others could write, is passed over.
+
+    In the package's own folder owner and mode are those of the Python code that is running already.
+    """
+    from skipconv_jax import trusted
+
+    package, *caches = (folder / library_name() for folder in candidate_dirs())
+    if is_whole(package):
+        return package
+    for path in caches:
+        with contextlib.suppress(trusted.UntrustedError):
+            trusted.check(path)
+            if is_whole(path):
+                return path
     return None
+
+
+def damaged_library() -> pathlib.Path | None:
+    """A library of the right name whose content is not what was built, or None."""
+    paths = (folder / library_name() for folder in candidate_dirs())
+    return next((path for path in paths if path.exists() and not is_whole(path)), None)
+
+
+def _sum_file(library: pathlib.Path) -> pathlib.Path:
+    return library.with_name(library.name + ".sha256")
+
+
+def is_whole(library: pathlib.Path) -> bool:
+    """Whether the content is what was built: its hash is the one in the file beside it."""
+    try:
+        written = _sum_file(library).read_text().split()
+        return bool(written) and hashlib.sha256(library.read_bytes()).hexdigest() == written[0]
+    except (OSError, ValueError):
+        return False
 
 
 def _compile(command: list[str]) -> None:
@@ -157,12 +228,35 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
         raise BuildError(why_not())
     folders = [folder] if folder else [d for d in candidate_dirs() if _writable(d)]
     if not folders:
-        raise BuildError(f"none of {candidate_dirs()} is writable; pass a folder")
+        reason = why_untrusted() or f"none of {candidate_dirs()} is writable"
+        raise BuildError(f"{reason}; or pass a folder")
     if stale := _schema().stale():
         raise BuildError(stale)
-    target, src = folders[0] / library_name(), source_dir()
-    if target.exists():
-        return target
+    target = folders[0] / library_name()
+    with _alone(target.parent):
+        if not is_whole(target):
+            _build_to(target, cxx, headers)
+    return target
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """One build in a folder at a time; the system frees the lock of a build that was killed."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _build_to(target: pathlib.Path, cxx: str, headers: pathlib.Path) -> None:
+    src = source_dir()
+    # Parts of builds that were killed; nobody else builds now.
+    for part in target.parent.glob(f".{target.name}*.tmp"):
+        part.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as tmp:
         jobs, objects = [], []
 
@@ -178,12 +272,41 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
             compile_to("any", source, f"-I{headers}")
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_compile, jobs))
-        _compile([cxx, "-shared", "-pthread", *objects, "-o", f"{tmp}/lib.so"])
-        # Rename is atomic: a process that builds at the same time never sees half a library.
-        partial = target.with_suffix(f".{os.getpid()}.tmp")
-        shutil.copy(f"{tmp}/lib.so", partial)
-        os.replace(partial, target)
-    return target
+        # What is given away must not ask for this compiler's runtime.
+        static = ("-static-libstdc++", "-Wl,--exclude-libs,ALL", "-Wl,--gc-sections")
+        inside = static if os.environ.get("SKIPCONV_JAX_MACHINE") else ()
+        _compile([cxx, *_LINK, *inside, *objects, "-o", f"{tmp}/lib.so"])
+        content = pathlib.Path(tmp, "lib.so").read_bytes()
+    # Without its sum a library counts as damaged: the old one goes first, the new one comes last.
+    _sum_file(target).unlink(missing_ok=True)
+    _put(target, content)
+    _put(_sum_file(target), f"{hashlib.sha256(content).hexdigest()}  {target.name}\n".encode())
+
+
+def _put(target: pathlib.Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all, whenever this process is killed.
+
+    A library that is loaded somewhere keeps its old content there: the new file is another one.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.chmod(0o755 if target.suffix == ".so" else 0o644)
+    os.replace(partial, target)
+
+
+def export(folder: pathlib.Path) -> pathlib.Path:
+    """The library as `folder/libskipconv.so` beside `skipconv.h`, for programs without Python.
+
+    Raises:
+      BuildError: it is not built and can't be.
+    """
+    library = find_library() or build()
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source_dir() / "include" / "skipconv.h", folder)
+    return pathlib.Path(shutil.copy(library, folder / "libskipconv.so"))
 
 
 def _writable(folder: pathlib.Path) -> bool:
@@ -195,7 +318,10 @@ def _writable(folder: pathlib.Path) -> bool:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m skipconv_jax.native.build")
+    parser.add_argument("--export", metavar="DIR", help="copy library and header there, for C")
+    options = parser.parse_args()
     try:
-        print(build())
-    except BuildError as error:
+        print(export(pathlib.Path(options.export)) if options.export else build())
+    except (BuildError, OSError) as error:
         sys.exit(f"skipconv_jax: {error}")

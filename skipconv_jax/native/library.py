@@ -3,13 +3,15 @@
 import ctypes
 import functools
 import os
+import pathlib
+import warnings
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 TARGET = "skipconv_jax_execute"
-_ISA = ("portable", "avx2", "avx512")
+_ISA = ("portable", "avx2", "avx512", "neon")
 _OFF = ("0", "off", "no", "false")
 
 
@@ -18,19 +20,56 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
     """The loaded library, or None and why."""
     if os.environ.get("SKIPCONV_JAX_NATIVE", "").lower() in _OFF:
         return None, "switched off by SKIPCONV_JAX_NATIVE"
+    wanted = _settings()
     # Imported late: `python -m skipconv_jax.native.build` must find it not yet imported.
     from skipconv_jax.native import build
 
     path = build.find_library()
     if path is None:
-        return None, "not built; run `python -m skipconv_jax.native.build`"
+        return None, _why_none(build.damaged_library(), build.why_untrusted())
     try:
         lib = ctypes.CDLL(str(path))
-    except OSError as error:
-        return None, f"{path.name} does not load: {error}"
-    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(lib.SkipconvExecute), platform="cpu")
+        execute = lib.SkipconvExecute
+    except (OSError, AttributeError) as error:
+        return None, f"{path.name} does not load: {error}; delete it and build again"
+    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(execute), platform="cpu")
     lib.skipconv_profile.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_double), ctypes.c_int]
+    if wanted and _ISA.index(wanted) > lib.skipconv_isa():
+        warnings.warn(
+            f"SKIPCONV_JAX_ISA={wanted} is more than this CPU has; the engine runs "
+            f"{_ISA[lib.skipconv_isa()]} code.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     return lib, ""
+
+
+def _why_none(damaged: pathlib.Path | None, untrusted: str) -> str:
+    build = "run `python -m skipconv_jax.native.build`"
+    if damaged is not None:
+        return f"{damaged} is damaged or not of this build; {build}"
+    return f"not built; {build}" + (f". {untrusted}" if untrusted else "")
+
+
+def _settings() -> str:
+    """The instruction set asked for, or ''.
+
+    Raises:
+      ValueError: a variable whose value the library would misread.
+    """
+    wanted = os.environ.get("SKIPCONV_JAX_ISA", "")
+    if wanted and wanted not in _ISA:
+        raise ValueError(
+            f"the environment variable SKIPCONV_JAX_ISA (={wanted!r}) must be one of {_ISA}; unset "
+            "it to use the best this CPU has."
+        )
+    threads = os.environ.get("SKIPCONV_JAX_NUM_THREADS", "")
+    if threads and not (threads.isascii() and threads.isdigit() and 0 < int(threads) <= 64):
+        raise ValueError(
+            f"the environment variable SKIPCONV_JAX_NUM_THREADS (={threads!r}) must be a whole "
+            "number from 1 to 64; unset it to use the cores, at most 8."
+        )
+    return wanted
 
 
 def available() -> bool:
@@ -51,7 +90,7 @@ def load() -> ctypes.CDLL:
 
 
 def isa() -> str:
-    """Instruction set in use: 'avx512', 'avx2' or 'portable'; SKIPCONV_JAX_ISA lowers it."""
+    """Instruction set in use: 'avx512', 'avx2', 'portable' (as SKIPCONV_JAX_ISA says) or 'neon'."""
     return _ISA[load().skipconv_isa()]
 
 

@@ -2,8 +2,8 @@
 
 A program is an array of 32-bit words: header, tensors, operations, a table of integers. Python
 packs records by the names below and C++ reads them through structs generated from the same names.
-The first word of a program is a hash of this format, so that a library
-never runs a program of another one. Imports the standard library only: the build loads it by path.
+The first word of a program is a hash of this format, so that a library never runs a program of
+another one. Imports the standard library only: the build loads it by path.
 """
 
 import hashlib

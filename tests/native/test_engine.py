@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skipconv_jax import native
+from skipconv_jax import native, skip
+from skipconv_jax.ops import InputNormGate, Previous
+from skipconv_jax.plans.native import compile_plan
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine is not built")
 
@@ -238,3 +240,39 @@ def test_state_of_another_program_is_refused() -> None:
 
 def test_status_names_the_backend() -> None:
     assert native.status().startswith("skipconv_jax: native engine, ")
+
+
+def test_frame_of_few_channels_as_a_residual() -> None:
+    """Its pixels are not padded, and what lies behind them must not count as change."""
+    rng = np.random.default_rng(0)
+    kernels = {n: rng.normal(size=(3, 3, 4, 4)).astype(np.float32) / 6 for n in "ab"}
+
+    def network(variables: Any, x: jax.Array) -> jax.Array:
+        def conv(h: jax.Array, name: str) -> jax.Array:
+            return jax.lax.conv_general_dilated(
+                h, variables[name], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        return conv(jax.nn.relu6(conv(x, "a") + x), "b")
+
+    net = skip(network, gate=InputNormGate(0.02, block=4), policy=Previous())
+    frame = rng.normal(size=(2, 19, 21, 4)).astype(np.float32)
+    params, state = net.init({n: jnp.asarray(k) for n, k in kernels.items()}, frame)
+    plan = compile_plan(net, params, frame)
+    step, made = jax.jit(net.apply), plan.init_state()
+    for t in range(6):
+        frame = frame.copy()
+        y, x = rng.integers(0, 14, 2)
+        frame[:, y : y + 4, x : x + 4] += rng.normal(0, 0.3, (2, 4, 4, 4)).astype(np.float32)
+        want, state = step(params, state, frame)
+        got, made, masks = plan.step(made, frame)
+        for name, fired in plan.fired(masks).items():
+            np.testing.assert_array_equal(fired, state[name].fired, err_msg=f"{name} {t}")
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    builder = native.ProgramBuilder()
+    raw = builder.input(8, 8, 4, raw=True)
+    spec = native.ConvSpec(kernels["a"], name="a", padding=((1, 1), (1, 1)))
+    with pytest.raises(ValueError, match=r"raw.*drop `raw`"):
+        builder.conv(raw, spec, residual=raw)
+    with pytest.raises(ValueError, match=r"raw.*drop `raw`"):
+        builder.affine(raw, 2.0)

@@ -15,9 +15,17 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from types import ModuleType
 
 # Compiled once per instruction set, and once for all of them.
-_PER_ISA = ("ops/op_conv.cpp", "ops/op_simple.cpp", "runtime/engine.cpp")
+PER_ISA = (
+    "ops/op_conv.cpp",
+    "ops/op_input.cpp",
+    "ops/op_output.cpp",
+    "ops/op_pixels.cpp",
+    "ops/op_spatial.cpp",
+    "runtime/engine.cpp",
+)
 _ONCE = ("runtime/pool.cpp", "runtime/ffi.cpp")
 _COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
 # Contraction to FMA is the point of the kernels; nothing else of fast-math is wanted.
@@ -90,6 +98,17 @@ def why_not() -> str:
     return ""
 
 
+def _schema() -> ModuleType:
+    """`skipconv_jax.native.schema`, loaded without the package, which needs JAX."""
+    path = pathlib.Path(__file__).with_name("schema.py")
+    spec = importlib.util.spec_from_file_location("skipconv_jax_schema", path)
+    if spec is None or spec.loader is None:
+        raise BuildError(f"{path} is missing; take a complete source tree")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def digest() -> str:
     """Hash of everything the library depends on."""
     parts = [repr((_COMMON, _FLOAT, sorted(variants().items())))]
@@ -139,6 +158,8 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
     folders = [folder] if folder else [d for d in candidate_dirs() if _writable(d)]
     if not folders:
         raise BuildError(f"none of {candidate_dirs()} is writable; pass a folder")
+    if stale := _schema().stale():
+        raise BuildError(stale)
     target, src = folders[0] / library_name(), source_dir()
     if target.exists():
         return target
@@ -151,7 +172,7 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
             jobs.append([*command, "-o", objects[-1]])
 
         for isa, (width, flags) in variants().items():
-            for source in _PER_ISA:
+            for source in PER_ISA:
                 compile_to(isa, source, *_FLOAT, *flags, f"-DSKC_ISA={isa}", f"-DSKC_VW={width}")
         for source in _ONCE:
             compile_to("any", source, f"-I{headers}")

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from skipconv_jax.ops import checks
+from skipconv_jax import checks
 from skipconv_jax.ops.geometry import Conv, widen
 
 GateParams = dict[str, jax.Array]

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipconv_jax import skip
+from skipconv_jax import compile_plan, skip
 from skipconv_jax.ops import Previous
-from skipconv_jax.plans.native import compile_plan
 from tests.random_networks import draw
 from tests.random_networks.draw import Skipping
 from tests.random_networks.networks import Network, function, weights

@@ -16,7 +16,7 @@ from skipconv_jax.ops import (
     OutputNormGate,
     Previous,
 )
-from tests.random_networks.networks import _ACTIVATIONS, Network, Op
+from tests.random_networks.networks import ACTIVATIONS, Network, Op
 
 _POLICIES = (Previous(), ClosedLoop(), Accumulate())
 _JOINS = ("add", "add", "sub", "mul", "max", "concat", "concat")
@@ -56,7 +56,7 @@ def _op(rng: np.random.Generator, index: int, before: list[Op]) -> Op:
     if kind < 0.85:
         name = str(rng.choice(_POINTWISE))
         extra = {
-            "act": lambda: {"fn": str(rng.choice(list(_ACTIVATIONS)))},
+            "act": lambda: {"fn": str(rng.choice(list(ACTIVATIONS)))},
             "norm": lambda: {"layer": f"n{index}"},
             "squeeze_excite": lambda: {"layer": f"s{index}"},
             "slice": lambda: {"share": tuple(sorted(map(float, rng.random(2).round(2))))},

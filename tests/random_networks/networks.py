@@ -175,7 +175,7 @@ def _kernel_shape(scope: _Scope, op: Op, x: jax.Array) -> tuple[tuple[int, ...],
     return (co, ci // groups, kh, kw), groups
 
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
     "swish": jax.nn.swish,
@@ -192,7 +192,7 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 def _act(scope: _Scope, op: Op, x: jax.Array) -> jax.Array:
     del scope
-    return _ACTIVATIONS[op["fn"]](x)
+    return ACTIVATIONS[op["fn"]](x)
 
 
 def _norm(scope: _Scope, op: Op, x: jax.Array) -> jax.Array:

@@ -5,18 +5,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from skipconv_jax.program.fold.nodes import (
     AffineNode,
     BinaryNode,
+    ChannelsNode,
     ConcatNode,
     ConvNode,
+    CropNode,
+    DepthToSpaceNode,
     FlattenNode,
     Node,
     OtherNode,
+    PadNode,
     PoolNode,
+    PReluNode,
+    ReduceNode,
     ReshapeNode,
+    ResizeNode,
+    SoftmaxNode,
+    SpaceToDepthNode,
+    SpatialMaxNode,
     SpatialSumNode,
     SumNode,
     UnaryNode,
@@ -24,7 +35,7 @@ from skipconv_jax.program.fold.nodes import (
 )
 from skipconv_jax.program.jaxprs import bind
 
-_UNARY: dict[str, Callable[[jax.Array], jax.Array]] = {
+_UNARY: dict[str, Callable[..., jax.Array]] = {
     "none": lambda x: x,
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
@@ -35,6 +46,24 @@ _UNARY: dict[str, Callable[[jax.Array], jax.Array]] = {
     "abs": jnp.abs,
     "sqrt": jnp.sqrt,
     "rsqrt": lax.rsqrt,
+    "square": jnp.square,
+    "log": jnp.log,
+    "erf": lax.erf,
+    "softplus": jax.nn.softplus,
+    "mish": jax.nn.mish,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "hard_swish": lambda x: x * jax.nn.relu6(x + 3) / 6,
+    "clip": lambda x, low, high: jnp.clip(x, low, high),
+    "leaky_relu": lambda x, slope: jnp.where(x >= 0, x, slope * x),
+    "elu": lambda x, alpha: jax.nn.elu(x, alpha),
+    "hard_sigmoid": lambda x, alpha, beta: jnp.clip(alpha * x + beta, 0, 1),
+}
+_REDUCE: dict[str, Callable[..., jax.Array]] = {
+    "sum": jnp.sum,
+    "mean": jnp.mean,
+    "max": jnp.max,
+    "min": jnp.min,
 }
 _BINARY: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "add": jnp.add,
@@ -70,12 +99,15 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
                 _upsample(a, f) if w == 1 else _upsample(a * w, f)
                 for a, (_, f, w) in zip(x, node.terms, strict=True)
             ]
-            return _UNARY[node.act](sum(parts[1:], parts[0]))
+            return _UNARY[node.act](sum(parts[1:], parts[0]), *node.params)
         case AffineNode():
             return x[0] * _channels(node.scale, x[0]) + _channels(node.shift, x[0])
         case UnaryNode():
-            power = node.fn == "integer_pow"
-            return lax.integer_pow(x[0], node.power) if power else _UNARY[node.fn](x[0])
+            if node.fn == "integer_pow":
+                return lax.integer_pow(x[0], node.power)
+            return _UNARY[node.fn](x[0], *node.params)
+        case PReluNode():
+            return jnp.where(x[0] >= 0, x[0], _channels(node.slope, x[0]) * x[0])
         case BinaryNode():
             return _BINARY[node.fn](x[0], x[1])
         case UpsampleNode():
@@ -84,11 +116,37 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
             start, fn = (-jnp.inf, lax.max) if node.fn == "max" else (0.0, lax.add)
             window, strides = (1, *node.window, 1), (1, *node.strides, 1)
             padding = ((0, 0), *node.padding, (0, 0))
-            return lax.reduce_window(x[0], start, fn, window, strides, padding)
+            pooled = lax.reduce_window(x[0], start, fn, window, strides, padding)
+            if node.fn != "mean_valid":
+                return pooled
+            inside = jnp.ones_like(x[0])
+            return pooled / lax.reduce_window(inside, start, fn, window, strides, padding)
         case SpatialSumNode():
             return x[0].sum(axis=tuple(range(1, x[0].ndim - 1)))
+        case SpatialMaxNode():
+            return x[0].max(axis=tuple(range(1, x[0].ndim - 1))).reshape(shape)
         case ConcatNode():
             return jnp.concatenate(x, axis=-1)
+        case ChannelsNode():
+            joined = jnp.concatenate(x, axis=-1)
+            index = np.array(node.index)
+            return jnp.where(index >= 0, joined[..., index], 0.0)
+        case PadNode():
+            pads = ((0, 0), *node.padding, (0, 0))
+            return jnp.pad(x[0], pads, constant_values=node.value)
+        case CropNode():
+            cut = zip(node.starts, node.sizes, node.strides, strict=True)
+            return x[0][:, *(slice(s, s + (n - 1) * d + 1, d) for s, n, d in cut)]
+        case ResizeNode():
+            return _resize(node, x[0])
+        case DepthToSpaceNode():
+            return _depth_to_space(node, x[0]).reshape(shape)
+        case SpaceToDepthNode():
+            return _space_to_depth(node, x[0]).reshape(shape)
+        case SoftmaxNode():
+            return jax.nn.softmax(x[0], axis=-1)
+        case ReduceNode():
+            return _REDUCE[node.fn](x[0], axis=-1, keepdims=True)
         case ReshapeNode():
             return x[0].reshape(shape)
         case FlattenNode():
@@ -100,7 +158,37 @@ def _conv(node: ConvNode, x: Sequence[jax.Array]) -> jax.Array:
     z = node.conv(x[0], jnp.asarray(node.kernel))
     if node.bias is not None:
         z = z + _channels(node.bias, z)
-    return _UNARY[node.act](z if node.residual is None else z + x[1])
+    z = z if node.residual is None else z + x[1]
+    if node.act == "prelu":
+        return jnp.where(z >= 0, z, _channels(node.slope, z) * z)
+    return _UNARY[node.act](z, *node.params)
+
+
+def _resize(node: ResizeNode, x: jax.Array) -> jax.Array:
+    for axis, (index, weight) in enumerate(node.taps, start=1):
+        along = (1,) * axis + (-1,) + (1,) * (x.ndim - axis - 1)
+        parts = []
+        for k in range(index.shape[1]):
+            part = jnp.take(x, index[:, k], axis=axis)
+            ones = (weight[:, k] == 1).all()
+            parts.append(part if ones else part * weight[:, k].reshape(along))
+        x = sum(parts[1:], parts[0])
+    return x
+
+
+def _depth_to_space(node: DepthToSpaceNode, x: jax.Array) -> jax.Array:
+    b, h, w, c = x.shape
+    s = node.block
+    split = (c // (s * s), s, s) if node.interleaved else (s, s, c // (s * s))
+    order = (0, 1, 4, 2, 5, 3) if node.interleaved else (0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h, w, *split).transpose(order)
+
+
+def _space_to_depth(node: SpaceToDepthNode, x: jax.Array) -> jax.Array:
+    b, h, w, c = x.shape
+    s = node.block
+    order = (0, 1, 3, 5, 2, 4) if node.interleaved else (0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // s, s, w // s, s, c).transpose(order)
 
 
 def _channels(values: Any, like: jax.Array) -> jax.Array:

@@ -10,8 +10,20 @@ import numpy as np
 from skipconv_jax.ops.geometry import Conv
 
 Ref = int
-ACTIVATIONS = ("none", "relu", "relu6", "swish", "logistic", "tanh")
-UNARY = ("relu", "relu6", "swish", "logistic", "tanh", "exp", "abs", "sqrt", "rsqrt", "integer_pow")
+# Element-wise functions by name, and how many parameters each has.
+PARAMETERS = {"clip": 2, "hard_sigmoid": 2, "leaky_relu": 1, "elu": 1} | dict.fromkeys(
+    (
+        "none", "relu", "relu6", "swish", "logistic", "tanh", "hard_swish", "gelu", "gelu_tanh",
+        "mish", "softplus", "erf", "exp", "log", "abs", "sqrt", "rsqrt", "square", "integer_pow",
+    ),
+    0,
+)  # fmt: skip
+UNARY = tuple(PARAMETERS)
+# Those that a convolution or a sum takes over.
+ACTIVATIONS = (
+    "none", "relu", "relu6", "clip", "swish", "logistic", "tanh", "hard_swish", "hard_sigmoid",
+    "leaky_relu", "elu", "gelu", "gelu_tanh", "mish", "softplus",
+)  # fmt: skip
 BINARY = ("add", "sub", "mul", "div", "max", "min")
 
 
@@ -36,7 +48,9 @@ class ConvNode(Node):
       weights_sum: its sum.
       scale: `(Co,)` or None, what was folded into the kernel.
       residual: tensor added before the activation, also the last of `inputs`.
-      act: activation after it.
+      act: activation after it, one of `ACTIVATIONS`, or 'prelu'.
+      params: of the activation.
+      slope: `(Co,)` of a 'prelu'.
     """
 
     name: str
@@ -48,6 +62,8 @@ class ConvNode(Node):
     scale: np.ndarray | None = None
     residual: Ref | None = None
     act: str = "none"
+    params: tuple[float, ...] = ()
+    slope: np.ndarray | None = None
 
 
 @dataclasses.dataclass
@@ -60,6 +76,7 @@ class SumNode(Node):
     factors: tuple[int, ...]
     act: str = "none"
     weights: tuple[float, ...] = ()
+    params: tuple[float, ...] = ()
 
     @property
     def terms(self) -> list[tuple[Ref, int, float]]:
@@ -78,10 +95,22 @@ class AffineNode(Node):
 
 @dataclasses.dataclass
 class UnaryNode(Node):
-    """An element-wise function, one of `UNARY`; `power` for 'integer_pow'."""
+    """An element-wise function, one of `UNARY`; `power` for 'integer_pow'.
+
+    Parameters: clip (lo, hi); hard_sigmoid (alpha, beta), clip(alpha x + beta, 0, 1); leaky_relu
+    and elu (alpha,).
+    """
 
     fn: str
     power: int = 1
+    params: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass
+class PReluNode(Node):
+    """x where x >= 0, else slope * x; slope per channel `(C,)`."""
+
+    slope: np.ndarray
 
 
 @dataclasses.dataclass
@@ -100,7 +129,10 @@ class UpsampleNode(Node):
 
 @dataclasses.dataclass
 class PoolNode(Node):
-    """'max' or 'sum' over windows; padding (low, high) of -inf or 0."""
+    """'max', 'sum' or 'mean_valid' over windows; padding (low, high) of -inf or 0.
+
+    'mean_valid' divides by the positions of the window that lie inside the map.
+    """
 
     fn: str
     window: tuple[int, ...]
@@ -114,8 +146,83 @@ class SpatialSumNode(Node):
 
 
 @dataclasses.dataclass
+class SpatialMaxNode(Node):
+    """Maximum over all spatial axes; `(B, C)`, or `(B, 1, 1, C)` after a reshape."""
+
+
+@dataclasses.dataclass
 class ConcatNode(Node):
     """Concatenation along channels."""
+
+
+@dataclasses.dataclass
+class ChannelsNode(Node):
+    """Output channel c is channel `index[c]` of the inputs' channels laid one behind the other.
+
+    -1 is a channel of zeros.
+    """
+
+    index: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class PadNode(Node):
+    """A constant border: (low, high) rows and columns of `value`; not negative."""
+
+    padding: tuple[tuple[int, int], ...]
+    value: float = 0.0
+
+
+@dataclasses.dataclass
+class CropNode(Node):
+    """Every `strides`-th position from `starts` on, `sizes` of them."""
+
+    starts: tuple[int, ...]
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class ResizeNode(Node):
+    """Separable resampling: output i of an axis is the sum over k of weight[i, k] x[index[i, k]].
+
+    Attributes:
+      taps: per spatial axis index and weight, each `(n, k)`.
+    """
+
+    taps: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+
+@dataclasses.dataclass
+class DepthToSpaceNode(Node):
+    """(B, H, W, s s C) to (B, s H, s W, C).
+
+    Channel (y s + x) C + c goes to place (y, x); `interleaved`: channel c s s + y s + x (ONNX's
+    CRD, torch's PixelShuffle).
+    """
+
+    block: int
+    interleaved: bool = False
+
+
+@dataclasses.dataclass
+class SpaceToDepthNode(Node):
+    """The inverse of `DepthToSpaceNode`."""
+
+    block: int
+    interleaved: bool = False
+
+
+@dataclasses.dataclass
+class SoftmaxNode(Node):
+    """exp(x) / sum exp(x) over the channels of each position."""
+
+
+@dataclasses.dataclass
+class ReduceNode(Node):
+    """'sum', 'mean', 'max' or 'min' over the channels of each position, `(B, H, W, 1)`."""
+
+    fn: str
 
 
 @dataclasses.dataclass

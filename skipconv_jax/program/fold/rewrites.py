@@ -214,7 +214,7 @@ def _activations(graph: Graph) -> None:
         before = index.sole(node.inputs[0], (ConvNode, SumNode))
         if before is None or before.act != "none":
             return None
-        return dataclasses.replace(before, output=node.output, act=node.fn)
+        return dataclasses.replace(before, output=node.output, act=node.fn, params=node.params)
 
     _rewrite(graph, change)
 
@@ -241,6 +241,7 @@ def _residuals(graph: Graph) -> None:
             output=node.output,
             residual=other,
             act=node.act,
+            params=node.params,
         )
 
     _rewrite(graph, change)

@@ -228,7 +228,10 @@ def gate_spec(node: g.ConvNode, gate: Gate, params: GateParams) -> GateSpec:
     if type(gate) is AlwaysGate:
         return GateSpec("always", block=gate.block)
     if type(gate) is GumbelGate:
-        flat = [np.ravel(params["bias"]), np.ravel(params["kernel"])]
+        kernel = np.ravel(params["kernel"])
+        if node.taps is not None:
+            kernel = kernel[node.taps]
+        flat = [np.ravel(params["bias"]), np.ravel(kernel)]
         kind = "magnitude" if gate.sees == "magnitude" else "linear"
         return GateSpec(kind, np.concatenate(flat), gate.block)
     if type(gate) not in (InputNormGate, OutputNormGate):

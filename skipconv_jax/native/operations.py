@@ -41,7 +41,7 @@ def why_not(node: g.Node, avals: Avals) -> str:
     if isinstance(node, g.OtherNode):
         return f"no rule for {node.eqn.primitive.name}"
     if type(node) not in TAKEN:
-        return f"no operation for {type(node).__name__}"
+        return REFUSED[type(node)]
     refs = node.inputs if isinstance(node, g.FlattenNode) else (*node.inputs, node.output)
     for ref in refs:
         if position_shape(avals[ref]) is None:
@@ -114,7 +114,10 @@ TAKEN: dict[type[g.Node], tuple[str, str]] = {
         "Any separable linear resampling: nearest, bilinear, cubic, any size.",
         f"more than {MAX_TAPS} taps an axis",
     ),
-    g.PoolNode: ("max, mean over valid positions, sum; any window, stride and padding.", ""),
+    g.PoolNode: (
+        "max, mean (of all or of valid positions), sum; any window, stride and padding.",
+        "",
+    ),
     g.SpatialSumNode: ("Sum (with an affine map: mean) over all positions.", ""),
     g.SpatialMaxNode: ("Maximum over all positions.", ""),
     g.SoftmaxNode: ("Over the channels of each position.", ""),
@@ -127,6 +130,12 @@ TAKEN: dict[type[g.Node], tuple[str, str]] = {
     g.SpaceToDepthNode: ("Both orders of channels.", ""),
     g.ReshapeNode: ("That only adds or drops axes of one position.", "other reshapes"),
     g.FlattenNode: ("Positions of maps one behind the other, where they leave the program.", ""),
+}
+
+REFUSED: dict[type[g.Node], str] = {
+    g.LayoutNode: "an array laid out otherwise than (B, h, w, c)",
+    g.CompareNode: "a comparison",
+    g.SelectNode: "a selection",
 }
 
 
@@ -148,6 +157,7 @@ def page() -> str:
         "|---|---|---|",
     ]
     lines += [f"| {n.__name__} | {what} | {not_} |" for n, (what, not_) in TAKEN.items()]
+    lines += [f"| {n.__name__} |  | {reason} |" for n, reason in REFUSED.items()]
     lines += [
         "",
         "Refused everywhere: other dtypes and ranks, operations that mix streams, and every "

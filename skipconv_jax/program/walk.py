@@ -128,6 +128,21 @@ def evaluate(
     return jax.tree.unflatten(jax.tree.structure(out_shape), [v.array for v in outputs]), walk.sites
 
 
+def sites_of(
+    fn: Callable[..., Any], variables: Any, x: Any, args: Sequence[Any] = ()
+) -> list[Site]:
+    """Every convolution of `fn(variables, x, *args)` in the order of the trace; shapes suffice."""
+    sites: list[Site] = []
+
+    def run(variables: Any, x: Any, args: Sequence[Any]) -> Any:
+        y, found = evaluate(fn, variables, x, args, Visitor())
+        sites.extend(found)
+        return y
+
+    jax.eval_shape(run, variables, x, tuple(args))
+    return sites
+
+
 def number_of_streams(x: Any) -> int:
     """B, the leading axis shared by every array of a frame.
 

@@ -11,7 +11,7 @@ import pytest
 
 from skipconv_jax import native
 from skipconv_jax.native.lower import Lowering
-from skipconv_jax.native.operations import TAKEN, page, why_not
+from skipconv_jax.native.operations import REFUSED, TAKEN, page, why_not
 from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.program import fold as g
 from skipconv_jax.program.fold.execute import execute_node
@@ -75,6 +75,7 @@ _NODES: dict[str, Callable[[], g.Node]] = {
     "spatial sum": lambda: g.SpatialSumNode((0,), 1),
     **{f"reduce {n}": lambda n=n: g.ReduceNode((0,), 1, n) for n in ("sum", "mean", "max", "min")},
     "max pool": lambda: g.PoolNode((0,), 1, "max", (3, 2), (2, 2), ((1, 1), (0, 1))),
+    "padded mean pool": lambda: g.PoolNode((0,), 1, "mean", (2, 3), (2, 1), ((1, 1), (0, 2))),
     "mean pool": lambda: g.PoolNode((0,), 1, "mean_valid", (3, 3), (1, 1), ((1, 1), (1, 1))),
     "upsample": lambda: g.UpsampleNode((0,), 1, 3),
     "sum": lambda: g.SumNode((0,) * 9, 1, (1,) * 9, "leaky_relu", (0.5,) * 9, (0.1,)),
@@ -212,4 +213,4 @@ def test_page_is_current(repository: Any) -> None:
 
 def test_every_node_has_an_entry() -> None:
     nodes = {n for n in vars(g).values() if isinstance(n, type) and issubclass(n, g.Node)}
-    assert nodes - {g.Node, g.OtherNode} == set(TAKEN)
+    assert nodes - {g.Node, g.OtherNode} == {*TAKEN, *REFUSED}

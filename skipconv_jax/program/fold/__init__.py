@@ -11,6 +11,8 @@ Tensors of nodes are `(B, *spatial, C)`, or `(B, C)` after a mean over space.
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from skipconv_jax.program.fold.nodes import (
     ACTIVATIONS,
     BINARY,
@@ -18,12 +20,14 @@ from skipconv_jax.program.fold.nodes import (
     AffineNode,
     BinaryNode,
     ChannelsNode,
+    CompareNode,
     ConcatNode,
     ConvNode,
     CropNode,
     DepthToSpaceNode,
     FlattenNode,
     Graph,
+    LayoutNode,
     Node,
     OtherNode,
     PadNode,
@@ -33,6 +37,7 @@ from skipconv_jax.program.fold.nodes import (
     Ref,
     ReshapeNode,
     ResizeNode,
+    SelectNode,
     SoftmaxNode,
     SpaceToDepthNode,
     SpatialMaxNode,
@@ -41,7 +46,7 @@ from skipconv_jax.program.fold.nodes import (
     UnaryNode,
     UpsampleNode,
 )
-from skipconv_jax.program.fold.reader import Reader
+from skipconv_jax.program.fold.reader import NCHW, NHWC, Reader
 from skipconv_jax.program.fold.rewrites import REWRITES, drop_unused
 from skipconv_jax.program.fold.rules import RULES
 
@@ -52,12 +57,14 @@ __all__ = [
     "AffineNode",
     "BinaryNode",
     "ChannelsNode",
+    "CompareNode",
     "ConcatNode",
     "ConvNode",
     "CropNode",
     "DepthToSpaceNode",
     "FlattenNode",
     "Graph",
+    "LayoutNode",
     "Node",
     "OtherNode",
     "PReluNode",
@@ -67,6 +74,7 @@ __all__ = [
     "Ref",
     "ReshapeNode",
     "ResizeNode",
+    "SelectNode",
     "SoftmaxNode",
     "SpaceToDepthNode",
     "SpatialMaxNode",
@@ -78,6 +86,13 @@ __all__ = [
 ]
 
 
+def _read(fn: Callable[..., Any], variables: Any, x: Any) -> Graph:
+    """The graph with frames as channels first where their shape says so, else channels last."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(x)]
+    first = any(len(s) == 4 and s[1] <= 4 < s[3] for s in shapes)
+    return Reader(variables, RULES, NCHW if first else NHWC).read(fn, x)
+
+
 def build(fn: Callable[..., Any], variables: Any, x: Any) -> Graph:
     """Traces `fn(variables, x)` with concrete variables and folds it.
 
@@ -86,7 +101,7 @@ def build(fn: Callable[..., Any], variables: Any, x: Any) -> Graph:
       variables: pytree of concrete arrays.
       x: frame; only shapes and dtypes are read.
     """
-    graph = Reader(variables, RULES).read(fn, x)
+    graph = _read(fn, variables, x)
     for rewrite in REWRITES:
         drop_unused(graph)
         rewrite(graph)

@@ -12,11 +12,13 @@ from skipconv_jax.program.fold.nodes import (
     AffineNode,
     BinaryNode,
     ChannelsNode,
+    CompareNode,
     ConcatNode,
     ConvNode,
     CropNode,
     DepthToSpaceNode,
     FlattenNode,
+    LayoutNode,
     Node,
     OtherNode,
     PadNode,
@@ -25,6 +27,7 @@ from skipconv_jax.program.fold.nodes import (
     ReduceNode,
     ReshapeNode,
     ResizeNode,
+    SelectNode,
     SoftmaxNode,
     SpaceToDepthNode,
     SpatialMaxNode,
@@ -33,6 +36,7 @@ from skipconv_jax.program.fold.nodes import (
     UnaryNode,
     UpsampleNode,
 )
+from skipconv_jax.program.fold.views import Atom, View, indices
 from skipconv_jax.program.jaxprs import bind
 
 _UNARY: dict[str, Callable[..., jax.Array]] = {
@@ -46,6 +50,10 @@ _UNARY: dict[str, Callable[..., jax.Array]] = {
     "abs": jnp.abs,
     "sqrt": jnp.sqrt,
     "rsqrt": lax.rsqrt,
+    "expm1": jnp.expm1,
+    "log1p": jnp.log1p,
+    "erfc": lax.erfc,
+    "sign": jnp.sign,
     "square": jnp.square,
     "log": jnp.log,
     "erf": lax.erf,
@@ -58,12 +66,6 @@ _UNARY: dict[str, Callable[..., jax.Array]] = {
     "leaky_relu": lambda x, slope: jnp.where(x >= 0, x, slope * x),
     "elu": lambda x, alpha: jax.nn.elu(x, alpha),
     "hard_sigmoid": lambda x, alpha, beta: jnp.clip(alpha * x + beta, 0, 1),
-}
-_REDUCE: dict[str, Callable[..., jax.Array]] = {
-    "sum": jnp.sum,
-    "mean": jnp.mean,
-    "max": jnp.max,
-    "min": jnp.min,
 }
 _BINARY: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "add": jnp.add,
@@ -103,7 +105,8 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
         case AffineNode():
             return x[0] * _channels(node.scale, x[0]) + _channels(node.shift, x[0])
         case UnaryNode():
-            if node.fn == "integer_pow":
+            power = node.fn == "integer_pow"
+            if power:
                 return lax.integer_pow(x[0], node.power)
             return _UNARY[node.fn](x[0], *node.params)
         case PReluNode():
@@ -117,6 +120,8 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
             window, strides = (1, *node.window, 1), (1, *node.strides, 1)
             padding = ((0, 0), *node.padding, (0, 0))
             pooled = lax.reduce_window(x[0], start, fn, window, strides, padding)
+            if node.fn == "mean":
+                return pooled / float(np.prod(node.window))
             if node.fn != "mean_valid":
                 return pooled
             inside = jnp.ones_like(x[0])
@@ -128,9 +133,8 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
         case ConcatNode():
             return jnp.concatenate(x, axis=-1)
         case ChannelsNode():
-            joined = jnp.concatenate(x, axis=-1)
             index = np.array(node.index)
-            return jnp.where(index >= 0, joined[..., index], 0.0)
+            return jnp.where(index >= 0, jnp.concatenate(x, axis=-1)[..., index], 0.0)
         case PadNode():
             pads = ((0, 0), *node.padding, (0, 0))
             return jnp.pad(x[0], pads, constant_values=node.value)
@@ -140,18 +144,94 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
         case ResizeNode():
             return _resize(node, x[0])
         case DepthToSpaceNode():
-            return _depth_to_space(node, x[0]).reshape(shape)
+            b, h, w, c = x[0].shape
+            s = node.block
+            phases = (c // (s * s), s, s) if node.interleaved else (s, s, c // (s * s))
+            order = (0, 1, 4, 2, 5, 3) if node.interleaved else (0, 1, 3, 2, 4, 5)
+            return x[0].reshape(b, h, w, *phases).transpose(order).reshape(shape)
         case SpaceToDepthNode():
-            return _space_to_depth(node, x[0]).reshape(shape)
+            b, h, w, c = x[0].shape
+            s = node.block
+            order = (0, 1, 3, 5, 2, 4) if node.interleaved else (0, 1, 3, 2, 4, 5)
+            return x[0].reshape(b, h // s, s, w // s, s, c).transpose(order).reshape(shape)
         case SoftmaxNode():
             return jax.nn.softmax(x[0], axis=-1)
         case ReduceNode():
             return _REDUCE[node.fn](x[0], axis=-1, keepdims=True)
+        case CompareNode():
+            if node.fn == "ne":
+                return jnp.isnan(x[0])
+            return _COMPARE[node.fn](x[0], node.value)
+        case SelectNode():
+            given = dict(zip(node.inputs, x, strict=True))
+            which, no, yes = (given[o] if isinstance(o, int) else o for o in node.operands)
+            return jnp.where(which, yes, no)
+        case LayoutNode():
+            return _layout(node.view, x[0])
         case ReshapeNode():
             return x[0].reshape(shape)
         case FlattenNode():
             return jnp.concatenate([a.reshape(a.shape[0], -1, shape[-1]) for a in x], axis=1)
     raise AssertionError(f"{type(node).__name__} has no rule")
+
+
+_REDUCE: dict[str, Callable[..., jax.Array]] = {
+    "sum": jnp.sum,
+    "mean": jnp.mean,
+    "max": jnp.max,
+    "min": jnp.min,
+}
+_COMPARE = {"gt": jnp.greater, "ge": jnp.greater_equal, "lt": jnp.less, "le": jnp.less_equal}
+
+
+def _resize(node: ResizeNode, x: jax.Array) -> jax.Array:
+    for axis, (index, weight) in enumerate(node.taps, start=1):
+        along = (1,) * axis + (-1,) + (1,) * (x.ndim - axis - 1)
+        parts = [
+            jnp.take(x, index[:, k], axis=axis) * weight[:, k].reshape(along)
+            if (weight[:, k] != 1).any()
+            else jnp.take(x, index[:, k], axis=axis)
+            for k in range(index.shape[1])
+        ]
+        x = sum(parts[1:], parts[0])
+    return x
+
+
+def _for_streams(view: View, streams: int) -> View:
+    """The view for another number of streams than it was traced with."""
+    batch = [a for dim in view.dims for a in dim if a.axis == 0]
+    if len(batch) != 1 or batch[0].size == streams:
+        return view
+    dims = tuple(
+        tuple(Atom(0, streams, 1) if a is batch[0] else a for a in dim) for dim in view.dims
+    )
+    return View(view.ref, dims, view.offsets)
+
+
+def _layout(view: View, x: jax.Array) -> jax.Array:
+    """Gathers along every stored axis, splits it into its atoms, and puts those in order."""
+    view = _for_streams(view, x.shape[0])
+    axes: dict[int, list[Atom]] = {}
+    for dim in view.dims:
+        for atom in dim:
+            if atom.axis is not None:
+                axes.setdefault(atom.axis, []).append(atom)
+    split: list[tuple[Atom | None, int]] = []
+    for axis in range(x.ndim):
+        atoms = sorted(axes.get(axis, []), key=lambda a: -a.stride)
+        index = indices(atoms, {axis: 1}, view.offsets[axis])
+        if len(index) != x.shape[axis] or (index != np.arange(len(index))).any():
+            x = jnp.take(x, index, axis=axis)
+        split += [(a, a.size) for a in atoms] or [(None, 1)]
+    x = x.reshape([size for _, size in split])
+    places = {id(a): i for i, (a, _) in enumerate(split) if a is not None}
+    found = [a for dim in view.dims for a in dim]
+    order = [places[id(a)] for a in found if a.axis is not None]
+    rest = [i for i in range(x.ndim) if i not in order]
+    x = x.transpose([*order, *rest]).reshape([x.shape[i] for i in order])
+    sizes = [1 if a.axis is None else a.size for a in found]
+    x = jnp.broadcast_to(x.reshape(sizes), [a.size for a in found])
+    return x.reshape(view.shape)
 
 
 def _conv(node: ConvNode, x: Sequence[jax.Array]) -> jax.Array:
@@ -162,33 +242,6 @@ def _conv(node: ConvNode, x: Sequence[jax.Array]) -> jax.Array:
     if node.act == "prelu":
         return jnp.where(z >= 0, z, _channels(node.slope, z) * z)
     return _UNARY[node.act](z, *node.params)
-
-
-def _resize(node: ResizeNode, x: jax.Array) -> jax.Array:
-    for axis, (index, weight) in enumerate(node.taps, start=1):
-        along = (1,) * axis + (-1,) + (1,) * (x.ndim - axis - 1)
-        parts = []
-        for k in range(index.shape[1]):
-            part = jnp.take(x, index[:, k], axis=axis)
-            ones = (weight[:, k] == 1).all()
-            parts.append(part if ones else part * weight[:, k].reshape(along))
-        x = sum(parts[1:], parts[0])
-    return x
-
-
-def _depth_to_space(node: DepthToSpaceNode, x: jax.Array) -> jax.Array:
-    b, h, w, c = x.shape
-    s = node.block
-    split = (c // (s * s), s, s) if node.interleaved else (s, s, c // (s * s))
-    order = (0, 1, 4, 2, 5, 3) if node.interleaved else (0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h, w, *split).transpose(order)
-
-
-def _space_to_depth(node: SpaceToDepthNode, x: jax.Array) -> jax.Array:
-    b, h, w, c = x.shape
-    s = node.block
-    order = (0, 1, 3, 5, 2, 4) if node.interleaved else (0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h // s, s, w // s, s, c).transpose(order)
 
 
 def _channels(values: Any, like: jax.Array) -> jax.Array:

@@ -8,22 +8,24 @@ import jax
 import numpy as np
 
 from skipconv_jax.ops.geometry import Conv
+from skipconv_jax.program.fold.views import Ref, View
 
-Ref = int
 # Element-wise functions by name, and how many parameters each has.
-PARAMETERS = {"clip": 2, "hard_sigmoid": 2, "leaky_relu": 1, "elu": 1} | dict.fromkeys(
+PARAMETERS = {
+    "clip": 2, "hard_sigmoid": 2, "leaky_relu": 1, "elu": 1, "integer_pow": 0,
+} | dict.fromkeys(
     (
         "none", "relu", "relu6", "swish", "logistic", "tanh", "hard_swish", "gelu", "gelu_tanh",
-        "mish", "softplus", "erf", "exp", "log", "abs", "sqrt", "rsqrt", "square", "integer_pow",
+        "mish", "softplus", "erf", "exp", "log", "abs", "sqrt", "rsqrt", "square",
     ),
     0,
 )  # fmt: skip
 UNARY = tuple(PARAMETERS)
-# Those that a convolution or a sum takes over.
 ACTIVATIONS = (
     "none", "relu", "relu6", "clip", "swish", "logistic", "tanh", "hard_swish", "hard_sigmoid",
     "leaky_relu", "elu", "gelu", "gelu_tanh", "mish", "softplus",
 )  # fmt: skip
+"""Those that a convolution or a sum takes over."""
 BINARY = ("add", "sub", "mul", "div", "max", "min")
 
 
@@ -51,6 +53,8 @@ class ConvNode(Node):
       act: activation after it, one of `ACTIVATIONS`, or 'prelu'.
       params: of the activation.
       slope: `(Co,)` of a 'prelu'.
+      taps: `(*window, Ci)` place of each tap in the kernel that `skip` sees, where rewriting moved
+        them (a strided convolution that took over a space-to-depth); None where nothing moved.
     """
 
     name: str
@@ -64,6 +68,7 @@ class ConvNode(Node):
     act: str = "none"
     params: tuple[float, ...] = ()
     slope: np.ndarray | None = None
+    taps: np.ndarray | None = None
 
 
 @dataclasses.dataclass
@@ -95,11 +100,7 @@ class AffineNode(Node):
 
 @dataclasses.dataclass
 class UnaryNode(Node):
-    """An element-wise function, one of `UNARY`; `power` for 'integer_pow'.
-
-    Parameters: clip (lo, hi); hard_sigmoid (alpha, beta), clip(alpha x + beta, 0, 1); leaky_relu
-    and elu (alpha,).
-    """
+    """An element-wise function, one of `UNARY`; `power` for 'integer_pow'."""
 
     fn: str
     power: int = 1
@@ -129,7 +130,7 @@ class UpsampleNode(Node):
 
 @dataclasses.dataclass
 class PoolNode(Node):
-    """'max', 'sum' or 'mean_valid' over windows; padding (low, high) of -inf or 0.
+    """'max', 'sum', 'mean' or 'mean_valid' over windows; padding (low, high) of -inf or 0.
 
     'mean_valid' divides by the positions of the window that lie inside the map.
     """
@@ -147,7 +148,7 @@ class SpatialSumNode(Node):
 
 @dataclasses.dataclass
 class SpatialMaxNode(Node):
-    """Maximum over all spatial axes; `(B, C)`, or `(B, 1, 1, C)` after a reshape."""
+    """Maximum over all spatial axes; `(B, C)`."""
 
 
 @dataclasses.dataclass
@@ -167,7 +168,7 @@ class ChannelsNode(Node):
 
 @dataclasses.dataclass
 class PadNode(Node):
-    """A constant border: (low, high) rows and columns of `value`; not negative."""
+    """A constant border: (low, high) rows and columns of `value`."""
 
     padding: tuple[tuple[int, int], ...]
     value: float = 0.0
@@ -226,13 +227,39 @@ class ReduceNode(Node):
 
 
 @dataclasses.dataclass
+class LayoutNode(Node):
+    """An array of the trace as such: a view of a stored tensor, written out.
+
+    Attributes:
+      view: how it is indexed.
+    """
+
+    view: View
+
+
+@dataclasses.dataclass
 class ReshapeNode(Node):
     """A reshape that only adds or drops unit spatial axes."""
 
 
 @dataclasses.dataclass
+class CompareNode(Node):
+    """x compared with a scalar: 'gt', 'ge', 'lt', 'le'; or 'ne', with itself. Bool."""
+
+    fn: str
+    value: float
+
+
+@dataclasses.dataclass
 class FlattenNode(Node):
     """Values of maps `(B, h, w, c)` one behind the other, as `(B, n, k)`; k divides every map."""
+
+
+@dataclasses.dataclass
+class SelectNode(Node):
+    """Of `operands` (condition, where false, where true), each a tensor's number or a scalar."""
+
+    operands: tuple[Any, ...]
 
 
 @dataclasses.dataclass

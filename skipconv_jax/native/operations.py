@@ -115,7 +115,7 @@ TAKEN: dict[type[g.Node], tuple[str, str]] = {
         f"more than {MAX_TAPS} taps an axis",
     ),
     g.PoolNode: (
-        "max, mean (of all or of valid positions), sum; any window, stride and padding.",
+        "max, mean (of all or valid positions), sum; any window, stride, padding.",
         "",
     ),
     g.SpatialSumNode: ("Sum (with an affine map: mean) over all positions.", ""),

@@ -2,8 +2,8 @@
 
 A chain of element-wise operations on one tensor, with scalar constants, is a function of one
 number. Its values at fixed points tell which: `x * sigmoid(x)`, `x / (1 + exp(-x))` and a library's
-`silu` are the same there. Parameters (a slope, the bounds of a clip) are read off the values, and the
-function found must then agree at every point.
+`silu` are the same there. Parameters (a slope, the bounds of a clip) are read off the values, and
+the function found must then agree at every point.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,11 +1,10 @@
 """Equations to nodes: everything that is independent of the frame is evaluated on the way."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,8 +24,8 @@ from skipconv_jax.program.fold.nodes import (
     UpsampleNode,
 )
 from skipconv_jax.program.fold.views import Atom, Dim, Ref, View, indices, is_whole, whole
-from skipconv_jax.program.jaxprs import CALLS, CHECKPOINTS, CONV, bind, convolutions
-from skipconv_jax.program.walk import Site, leaf_name, sites_of
+from skipconv_jax.program.jaxprs import CONV, Place, bind, body, run
+from skipconv_jax.program.sites import Site, Traced
 
 # Makes a node of an equation and returns its result, or None where it doesn't take the case.
 Rule = Callable[["Reader", Any, list[Any]], "View | None"]
@@ -77,24 +76,23 @@ class Reader:
         self.samples: dict[Ref, dict[Ref, np.ndarray]] = {}
         self._makers: dict[Ref, Node] = {}
         self._written: dict[tuple[Any, ...], Ref] = {}
-        self._sites: Iterator[Site] = iter(())
+        self._sites: Mapping[Place, Site] = {}
+        self._place: Place = ()
 
     def read(self, fn: Callable[..., Any], x: Any) -> Graph:
         """The graph of `fn(variables, x)`."""
-        closed, shape = jax.make_jaxpr(fn, return_shape=True)(self.variables, x)
-        self._sites = iter(sites_of(fn, self.variables, x))
-        named, _ = jax.tree_util.tree_flatten_with_path(self.variables)
-        arguments: list[Any] = []
-        for path, leaf in named:
-            array = np.asarray(leaf)
-            arguments.append(Known(array, leaf_name(path)))
+        traced = Traced.of(fn, self.variables, x)
+        self._sites = traced.sites
+        leaves = jax.tree.leaves(self.variables)
+        arguments: list[Any] = [
+            Known(np.asarray(a), n) for a, n in zip(leaves, traced.names, strict=True)
+        ]
         inputs = [self.new(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(x)]
         frames = [self._arranged(ref) for ref in inputs]
-        consts = [Known(np.asarray(c)) for c in closed.consts]
-        outputs = self._run(closed.jaxpr, consts, [*arguments, *frames])
+        outputs = run(traced.program, [*arguments, *frames], self)
         final = [o.array if isinstance(o, Known) else self.array(o) for o in outputs]
         self._recognise()
-        return Graph(self.nodes, inputs, final, jax.tree.structure(shape), self.avals)
+        return Graph(self.nodes, inputs, final, traced.tree, self.avals)
 
     # -- tensors -----------------------------------------------------------------------------------
     def new(self, shape: Sequence[int], dtype: Any) -> Ref:
@@ -170,31 +168,26 @@ class Reader:
             self._written[key] = self.array(wanted) if made is None else made
         return self._written[key]
 
+    @property
+    def site(self) -> Site:
+        """The convolution that is being read, as `skip` names it."""
+        return self._sites[self._place]
+
     # -- equations ---------------------------------------------------------------------------------
-    def _run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
+    def constant(self, value: Any, literal: bool) -> Known:
+        """A constant of the program."""
+        del literal
+        return Known(np.asarray(value))
 
-        def look(atom: Any) -> Any:
-            return Known(np.asarray(atom.val)) if isinstance(atom, jex.Literal) else env[atom]
-
-        for eqn in jaxpr.eqns:
-            values = [look(v) for v in eqn.invars]
-            env.update(zip(eqn.outvars, self._equation(eqn, values), strict=True))
-        return [look(v) for v in jaxpr.outvars]
-
-    def _equation(self, eqn: Any, values: list[Any]) -> list[Any]:
+    def equation(self, eqn: Any, values: list[Any], place: Place) -> list[Any]:
+        """Results of an equation."""
         primitive = eqn.primitive.name
-        body = eqn.params.get(CALLS[primitive]) if primitive in CALLS else None
-        if body is not None:
-            return self._run(body.jaxpr, [Known(np.asarray(c)) for c in body.consts], values)
-        if primitive in CHECKPOINTS:
-            return self._run(eqn.params["jaxpr"], [], values)
-        # Every convolution of the trace has its site, also those that are no node.
-        sites = [next(self._sites) for _ in range(convolutions(eqn))]
+        inner = body(eqn)
+        if inner is not None:
+            return run(inner, values, self, place)
+        self._place = place
         if all(isinstance(v, Known) for v in values):
             return evaluate(eqn, values)
-        if primitive == CONV:
-            self.site = sites[0]
         rule = self._rules.get(primitive)
         made = rule(self, eqn, values) if rule else None
         return [made] if made is not None else self._other(eqn, values)
@@ -288,11 +281,11 @@ def _cropped(
             return None, 1
         if sizes != (shape[1] // block, shape[2] // block):
             return None, 1
-        out = (shape[0], *sizes, shape[3] * block * block)
-        return reader.make(lambda o: SpaceToDepthNode((ref,), o, block), out, dtype), block
+        deep = (shape[0], *sizes, shape[3] * block * block)
+        return reader.make(lambda o: SpaceToDepthNode((ref,), o, block), deep, dtype), block
     if (starts, sizes) == ((0, 0), shape[1:3]) and strides == (1, 1):
         return ref, 1
-    out = (shape[0], *sizes, shape[3])
+    out = (shape[0], sizes[0], sizes[1], shape[3])
     key = (ref, starts, sizes, strides, "crop")
     if key not in reader._written:
         reader._written[key] = reader.make(

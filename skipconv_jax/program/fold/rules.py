@@ -568,12 +568,15 @@ def _pool(reader: Reader, eqn: Any, values: list[Any]) -> View | None:
         return None
     fn = "max" if eqn.primitive.name == "reduce_window_max" else "sum"
     pads = tuple((int(lo), int(hi)) for lo, hi in padding[1:3])
+    (kh, kw), (sh, sw) = map(_pair, (window[1:3], strides[1:3]))
     ref = reader.map(x, roles)
     shape = [eqn.outvars[0].aval.shape[i] for i in roles]
-    made = reader.make(
-        lambda o: PoolNode((ref,), o, fn, tuple(window[1:3]), tuple(strides[1:3]), pads), shape
-    )
+    made = reader.make(lambda o: PoolNode((ref,), o, fn, (kh, kw), (sh, sw), pads), shape)
     return whole(made, shape, [list(roles).index(i) for i in range(4)])
+
+
+def _pair(values: Sequence[Any]) -> tuple[int, int]:
+    return int(values[0]), int(values[1])
 
 
 def _reduce(reader: Reader, eqn: Any, values: list[Any]) -> View | None:

@@ -279,7 +279,7 @@ def test_frame_of_few_channels_as_a_residual() -> None:
 
 
 def test_scratch_shared_with_a_frame_of_fewer_channels_is_cleared() -> None:
-    """The frame's change lies where a wider map's lay before, and must not leave that in its lanes."""
+    """Of a wider map that lay there before, nothing stays in the lanes behind the frame's."""
     rng = np.random.default_rng(0)
     builder = native.ProgramBuilder()
     x = builder.input(24, 24, 3)

@@ -54,10 +54,11 @@ def _keep_lines_until(path: Path, step: int) -> None:
     kept: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            later = json.loads(line)["step"] > step
+        # Half a line may be JSON too, of something else.
+        except (ValueError, LookupError, TypeError):
             break
-        if row["step"] > step:
+        if later:
             break
         kept.append(line)
     rewritten = path.with_suffix(path.suffix + ".tmp")

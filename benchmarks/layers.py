@@ -23,7 +23,7 @@ import numpy as np
 
 from skipconv_jax import native
 from skipconv_jax.models import hrnet_w32, init_variables
-from skipconv_jax.native.builder import Program, ProgramBuilder
+from skipconv_jax.native import ConvSpec, GateSpec, Program, ProgramBuilder
 from skipconv_jax.ops import InputNormGate, Previous, init_state, skip_conv
 from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.program.fold import ConvNode, build
@@ -71,19 +71,17 @@ def program_of(conv: Conv, kernel: np.ndarray) -> Program:
     h, w = conv.in_spatial
     x = builder.input(h, w, conv.in_channels, raw=conv.in_channels < 16)
     count = float(conv.window[0] * conv.window[1] * conv.in_channels)
-    y = builder.conv(
-        x,
+    spec = ConvSpec(
         kernel,
         name="layer",
         strides=(conv.strides[0], conv.strides[1]),
         padding=conv.padding,
-        block=BLOCK,
-        gate_params=[_THRESHOLD],
-        count=count,
+        gate=GateSpec("norm", [_THRESHOLD], BLOCK, count=count),
     )
+    y = builder.conv(x, spec)
     # A reader, so that change is passed on; it never fires after its first frame.
     reader = np.zeros((1, 1, conv.out_channels, 1), np.float32)
-    builder.output(builder.conv(y, reader, name="reader", gate_params=[3e38]))
+    builder.output(builder.conv(y, ConvSpec(reader, name="reader", gate=GateSpec("norm", [3e38]))))
     return builder.finish()
 
 

@@ -4,10 +4,16 @@
 programs.
 """
 
-from skipconv_jax.native.builder import Program, ProgramBuilder, Ref
+from skipconv_jax.native.builder import ProgramBuilder
+from skipconv_jax.native.layout import Ref
 from skipconv_jax.native.library import available, isa, load, num_threads, profile, status
+from skipconv_jax.native.program import Program
+from skipconv_jax.native.specs import Activation, ConvSpec, GateSpec
 
 __all__ = [
+    "Activation",
+    "ConvSpec",
+    "GateSpec",
     "Program",
     "ProgramBuilder",
     "Ref",

@@ -18,9 +18,17 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from types import ModuleType
 
 # Compiled once per instruction set, and once for all of them.
-_PER_ISA = ("ops/op_conv.cpp", "ops/op_simple.cpp", "runtime/engine.cpp")
+PER_ISA = (
+    "ops/op_conv.cpp",
+    "ops/op_input.cpp",
+    "ops/op_output.cpp",
+    "ops/op_pixels.cpp",
+    "ops/op_spatial.cpp",
+    "runtime/engine.cpp",
+)
 _ONCE = ("runtime/pool.cpp", "runtime/ffi.cpp")
 _COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
 # Contraction to FMA is the point of the kernels; nothing else of fast-math is wanted.
@@ -91,6 +99,17 @@ def why_not() -> str:
     if include_dir() is None:
         return "jaxlib with its headers is not installed; install it, then build"
     return ""
+
+
+def _schema() -> ModuleType:
+    """`skipconv_jax.native.schema`, loaded without the package, which needs JAX."""
+    path = pathlib.Path(__file__).with_name("schema.py")
+    spec = importlib.util.spec_from_file_location("skipconv_jax_schema", path)
+    if spec is None or spec.loader is None:
+        raise BuildError(f"{path} is missing; take a complete source tree")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def digest() -> str:
@@ -192,6 +211,8 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
     if not folders:
         reason = why_untrusted() or f"none of {candidate_dirs()} is writable"
         raise BuildError(f"{reason}; or pass a folder")
+    if stale := _schema().stale():
+        raise BuildError(stale)
     target = folders[0] / library_name()
     with _alone(target.parent):
         if not is_whole(target):
@@ -226,7 +247,7 @@ def _build_to(target: pathlib.Path, cxx: str, headers: pathlib.Path) -> None:
             jobs.append([*command, "-o", objects[-1]])
 
         for isa, (width, flags) in variants().items():
-            for source in _PER_ISA:
+            for source in PER_ISA:
                 compile_to(isa, source, *_FLOAT, *flags, f"-DSKC_ISA={isa}", f"-DSKC_VW={width}")
         for source in _ONCE:
             compile_to("any", source, f"-I{headers}")

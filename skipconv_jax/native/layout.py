@@ -1,10 +1,43 @@
 """Where the tensors of a program lie: padding, what must be stored, and shared scratch."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from skipconv_jax.native.packing import round_up
+from skipconv_jax.native.schema import CELL, REGION
+from skipconv_jax.native.specs import Activation, ConvSpec
 
-CELL = 4
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """A tensor of a program under construction, `(B, h, w, c)`."""
+
+    index: int
+    h: int
+    w: int
+    c: int
+
+
+@dataclasses.dataclass
+class OpRecord:
+    """One operation of a program under construction.
+
+    Attributes:
+      kind: of the schema's `OpKind`.
+      fields: of the schema's record.
+      sources: tensors it reads.
+      out: tensor it makes.
+      name: of a convolution.
+      spec: of a convolution.
+    """
+
+    kind: str
+    fields: dict[str, Any]
+    sources: list[int]
+    out: int
+    name: str = ""
+    spec: ConvSpec | None = None
 
 
 @dataclasses.dataclass
@@ -37,11 +70,23 @@ class TensorSpec:
         """Cells in which change is tracked."""
         return -(-self.h // CELL), -(-self.w // CELL)
 
-    def words(self) -> list[int]:
-        """The 16 integers of `struct Tensor`."""
+    def widen(self, spec: ConvSpec, out: tuple[int, int], extra: int) -> None:
+        """Makes the border hold what a convolution with `out` positions reads, and `extra` more."""
+        low, high = list(self.low), list(self.high)
+        for i, size in enumerate((self.h, self.w)):
+            before = spec.padding[i][0]
+            last = (out[i] - 1) * spec.strides[i] + spec.extent[i] - before + extra
+            low[i], high[i] = max(low[i], before), max(high[i], last - size)
+        self.low, self.high = (low[0], low[1]), (high[0], high[1])
+
+    def fields(self) -> Mapping[str, int]:
+        """Values of the schema's record."""
         hp, wp = self.padded
-        place = [self.h, self.w, self.c, self.cs, *self.low, hp, wp]
-        return [*place, self.cur, self.delta, self.m, self.cells, *self.grid, self.prev, 0]
+        ch, cw = self.grid
+        shape = {"H": self.h, "W": self.w, "C": self.c, "Cs": self.cs}
+        border = {"pt": self.low[0], "pl": self.low[1], "Hp": hp, "Wp": wp, "ch": ch, "cw": cw}
+        stored = {"cur": self.cur, "delta": self.delta, "m": self.m, "cells": self.cells}
+        return {**shape, **border, **stored, "prev": self.prev}
 
 
 class Arena:
@@ -78,7 +123,7 @@ def place(tensors: list[TensorSpec], arena: Arena) -> None:
         t = tensors[index]
         hp, wp = t.padded
         ch, cw = t.grid
-        t.cells = arena.take(2 + -(-2 * ch * cw // 4))
+        t.cells = arena.take(4 + -(-2 * ch * cw // 4))
         if t.needs_cur:
             t.cur = arena.take(hp * wp * t.cs)
         if not t.needs_delta:
@@ -98,3 +143,51 @@ def place(tensors: list[TensorSpec], arena: Arena) -> None:
         for slot in tenants:
             for k, index in enumerate(slot):
                 tensors[index].prev = slot[k - 1]
+
+
+def place_op(op: OpRecord, tensors: Sequence[TensorSpec], arena: Arena) -> None:
+    """Gives one operation the state of its own."""
+    if op.kind == "spatial":
+        x = tensors[op.sources[0]]
+        op.fields["z"] = arena.take(-(-x.h // REGION) * -(-x.w // REGION) * x.cs)
+    if op.spec is not None:
+        _place_conv(op.fields, op.spec, tensors[op.sources[0]], tensors[op.out], arena)
+
+
+def _place_conv(
+    f: dict[str, Any], spec: ConvSpec, x: TensorSpec, out: TensorSpec, arena: Arena
+) -> None:
+    policy, blocks, residual = spec.policy, f["nbh"] * f["nbw"], f["res"] >= 0
+    previous = policy == "previous"
+    if previous or residual:
+        plain = Activation.of(spec.act).fn == "none" and (previous or not residual)
+        if plain and out.needs_cur:
+            # What comes out is what goes in: one range serves as both.
+            wp = out.padded[1]
+            f["z"] = out.cur + (out.low[0] * wp + out.low[1]) * out.cs
+            f["zpitch"] = wp * out.cs
+        else:
+            f["z"], f["zpitch"] = arena.take(out.h * out.w * out.cs), out.w * out.cs
+    if policy == "closed_loop":
+        rows, cols = (
+            (spec.gate.block - 1) * s + e for s, e in zip(spec.strides, spec.extent, strict=True)
+        )
+        f["ref"] = arena.take(blocks * rows * cols * x.cs)
+    if not previous:
+        f["sig"] = arena.take(1 + blocks)
+    if policy == "accumulate":
+        f["acc"] = arena.take(blocks)
+    if f["nsrc"] == 2 and policy != "closed_loop":
+        f["top"] = arena.take(blocks * x.cs)
+
+
+def lay_out(tensors: list[TensorSpec], ops: Sequence[OpRecord]) -> int:
+    """Places everything; floats of one stream's state."""
+    arena = Arena()
+    for op in ops:
+        if op.kind != "output":
+            tensors[op.out].dies = max(tensors[op.out].dies, tensors[op.out].born)
+    place(tensors, arena)
+    for op in ops:
+        place_op(op, tensors, arena)
+    return arena.size

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import os
 import pathlib
+import warnings
 from collections.abc import Iterator
 
 import jax
@@ -19,6 +20,7 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
     """The loaded library, or None and why."""
     if os.environ.get("SKIPCONV_JAX_NATIVE", "").lower() in _OFF:
         return None, "switched off by SKIPCONV_JAX_NATIVE"
+    wanted = _settings()
     # Imported late: `python -m skipconv_jax.native.build` must find it not yet imported.
     from skipconv_jax.native import build
 
@@ -32,6 +34,13 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
         return None, f"{path.name} does not load: {error}; delete it and build again"
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(execute), platform="cpu")
     lib.skipconv_profile.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_double), ctypes.c_int]
+    if wanted and _ISA.index(wanted) > lib.skipconv_isa():
+        warnings.warn(
+            f"SKIPCONV_JAX_ISA={wanted} is more than this CPU has; the engine runs "
+            f"{_ISA[lib.skipconv_isa()]} code.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     return lib, ""
 
 
@@ -40,6 +49,27 @@ def _why_none(damaged: pathlib.Path | None, untrusted: str) -> str:
     if damaged is not None:
         return f"{damaged} is damaged or not of this build; {build}"
     return f"not built; {build}" + (f". {untrusted}" if untrusted else "")
+
+
+def _settings() -> str:
+    """The instruction set asked for, or ''.
+
+    Raises:
+      ValueError: a variable whose value the library would misread.
+    """
+    wanted = os.environ.get("SKIPCONV_JAX_ISA", "")
+    if wanted and wanted not in _ISA:
+        raise ValueError(
+            f"the environment variable SKIPCONV_JAX_ISA (={wanted!r}) must be one of {_ISA}; unset "
+            "it to use the best this CPU has."
+        )
+    threads = os.environ.get("SKIPCONV_JAX_NUM_THREADS", "")
+    if threads and not (threads.isascii() and threads.isdigit() and 0 < int(threads) <= 64):
+        raise ValueError(
+            f"the environment variable SKIPCONV_JAX_NUM_THREADS (={threads!r}) must be a whole "
+            "number from 1 to 64; unset it to use the cores, at most 8."
+        )
+    return wanted
 
 
 def available() -> bool:

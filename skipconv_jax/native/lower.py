@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
-from skipconv_jax.native.builder import ACTIVATIONS, BINARIES, ProgramBuilder, Ref
+from skipconv_jax.native import schema
+from skipconv_jax.native.builder import ProgramBuilder
+from skipconv_jax.native.layout import Ref
+from skipconv_jax.native.specs import ConvSpec, GateSpec
 from skipconv_jax.ops import AlwaysGate, GumbelGate, InputNormGate, OutputNormGate, policy_name
 from skipconv_jax.ops.gates import Gate, GateParams
 from skipconv_jax.program import fold as g
@@ -15,7 +17,6 @@ from skipconv_jax.transform import Rule
 
 Avals = Mapping[int, jax.ShapeDtypeStruct]
 _ACT = {"logistic": "sigmoid"}
-_POLICIES = ("previous", "closed_loop", "accumulate")
 _FLIPPED = {"mul": "mul", "add": "add", "max": "max", "min": "min", "sub": "rsub", "div": "rdiv"}
 
 
@@ -43,7 +44,11 @@ def why_not(node: g.Node, avals: Avals) -> str:
             negative = any(p < 0 for pair in node.conv.padding for p in pair)
             return "negative padding" if negative or node.conv.rank != 2 else ""
         case g.UnaryNode():
-            fits = node.power == 2 if node.fn == "integer_pow" else _act(node.fn) in ACTIVATIONS
+            fits = (
+                node.power == 2
+                if node.fn == "integer_pow"
+                else _act(node.fn) in schema.names("Act")
+            )
             return "" if fits else f"no kernel for {node.fn}"
         case g.BinaryNode():
             return _binary_why_not(node, known)
@@ -56,7 +61,7 @@ def why_not(node: g.Node, avals: Avals) -> str:
 
 def _binary_why_not(node: g.BinaryNode, shapes: Sequence[tuple[int, int, int]]) -> str:
     x, y, _ = shapes
-    if node.fn not in BINARIES:
+    if node.fn not in schema.names("BinaryKind"):
         return f"no kernel for {node.fn}"
     if x[2] == y[2] and (x == y or (1, 1) in (x[:2], y[:2])):
         return ""
@@ -92,7 +97,9 @@ class Lowering:
     def input(self, ref: int, readers: Sequence[g.Node]) -> None:
         """A tensor that enters the program."""
         h, w, c = position_shape(self.avals[ref]) or (0, 0, 0)
-        raw = c < 16 and all(isinstance(n, g.ConvNode) and n.conv.groups == 1 for n in readers)
+        raw = c < 16 and all(
+            isinstance(n, g.ConvNode) and n.conv.groups == 1 and n.residual != ref for n in readers
+        )
         self.refs[ref] = self.builder.input(h, w, c, raw=raw)
 
     def output(self, ref: int) -> None:
@@ -133,7 +140,7 @@ class Lowering:
                 )
                 return b.pool(x[0], node.fn, window, strides, node.padding)
             case g.SpatialSumNode():
-                return b.mean(x[0], total=True)
+                return b.spatial(x[0], "sum")
             case g.ConcatNode():
                 return b.concat(x)
             case g.ReshapeNode():
@@ -150,24 +157,17 @@ class Lowering:
         return self.builder.add(refs, factors=factors, coefficients=weights, act=_act(node.act))
 
     def _conv(self, node: g.ConvNode, x: list[Ref]) -> Ref:
-        conv, rule = node.conv, self.layers.get(node.name)
         scale = self.scaled.get(node.inputs[0])
-        options: dict[str, Any] = {"policy": "accumulate", "gate": "always", "block": 8}
+        rule = self.layers.get(node.name)
+        policy, gate = "accumulate", GateSpec("always")
         if rule is not None:
-            options = gate_options(node, rule, self.gates[node.name])
+            policy = native_policy(node, rule)
+            gate = gate_spec(node, rule.gate, self.gates[node.name])
         return self.builder.conv(
             x[0],
-            node.kernel,
-            node.bias,
-            name=node.name,
-            strides=(conv.strides[0], conv.strides[1]),
-            padding=conv.padding,
-            dilation=(conv.dilation[0], conv.dilation[1]),
-            groups=conv.groups,
+            conv_spec(node, policy, gate),
             residual=None if node.residual is None else x[1],
             scale=None if scale is None else self.refs[scale[1]],
-            act=_act(node.act),
-            **options,
         )
 
 
@@ -193,29 +193,51 @@ def _is_pointwise(node: g.Node) -> bool:
     return conv.window == conv.strides == (1, 1) and conv.groups == 1 and not padded
 
 
-def gate_options(node: g.ConvNode, rule: Rule, params: GateParams) -> dict[str, Any]:
-    """Policy, gate and gate parameters as `ProgramBuilder.conv` takes them.
+def conv_spec(node: g.ConvNode, policy: str, gate: GateSpec) -> ConvSpec:
+    """A convolution as the engine takes it."""
+    conv = node.conv
+    return ConvSpec(
+        node.kernel,
+        node.bias,
+        node.name,
+        strides=(conv.strides[0], conv.strides[1]),
+        padding=conv.padding,
+        dilation=(conv.dilation[0], conv.dilation[1]),
+        groups=conv.groups,
+        act=_act(node.act),
+        policy=policy,
+        gate=gate,
+    )
+
+
+def native_policy(node: g.ConvNode, rule: Rule) -> str:
+    """The engine's name of a rule's policy.
 
     Raises:
-      ValueError: a policy or gate the engine does not have.
+      ValueError: it has none.
     """
     policy = policy_name(rule.policy) if rule.policy is not None else "previous"
-    if policy not in _POLICIES:
+    known = schema.names("Policy")
+    if policy not in known:
         raise ValueError(
-            f"`policy` of {node.name!r} (={rule.policy}) must be one of {_POLICIES} in a native "
+            f"`policy` of {node.name!r} (={rule.policy}) must be one of {known} in a native "
             "plan; run `net.apply` for the others."
         )
-    options: dict[str, Any] = {"policy": policy, "block": rule.gate.block}
-    return {**options, **_gate(node, rule.gate, params)}
+    return policy
 
 
-def _gate(node: g.ConvNode, gate: Gate, params: GateParams) -> dict[str, Any]:
+def gate_spec(node: g.ConvNode, gate: Gate, params: GateParams) -> GateSpec:
+    """A gate as the engine takes it.
+
+    Raises:
+      ValueError: the engine does not have it.
+    """
     if type(gate) is AlwaysGate:
-        return {"gate": "always"}
+        return GateSpec("always", block=gate.block)
     if type(gate) is GumbelGate:
         flat = [np.ravel(params["bias"]), np.ravel(params["kernel"])]
-        name = "magnitude" if gate.sees == "magnitude" else "linear"
-        return {"gate": name, "gate_params": np.concatenate(flat)}
+        kind = "magnitude" if gate.sees == "magnitude" else "linear"
+        return GateSpec(kind, np.concatenate(flat), gate.block)
     if type(gate) not in (InputNormGate, OutputNormGate):
         raise ValueError(
             f"`gate` of {node.name!r} (={gate}) must be an InputNormGate, OutputNormGate, "
@@ -227,5 +249,4 @@ def _gate(node: g.ConvNode, gate: Gate, params: GateParams) -> dict[str, Any]:
     factor = 1.0
     if type(gate) is OutputNormGate:
         factor = node.weights_mean if mean else node.weights_sum
-    threshold = [float(params["threshold"])]
-    return {"gate": "norm", "gate_params": threshold, "factor": factor, "count": count}
+    return GateSpec("norm", [float(params["threshold"])], gate.block, factor, count)

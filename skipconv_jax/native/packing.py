@@ -2,8 +2,7 @@
 
 import numpy as np
 
-PANEL = 32
-DIRECT, WINOGRAD, DEPTHWISE, GROUPED = range(4)
+from skipconv_jax.native.schema import PANEL
 
 # F(2x2, 3x3) filter transform.
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float64)

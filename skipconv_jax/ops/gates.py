@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from skipconv_jax.ops import checks
+from skipconv_jax import checks
 from skipconv_jax.ops.geometry import Conv, widen
 
 GateParams = dict[str, jax.Array]
@@ -302,7 +302,8 @@ class GumbelGate:
         """Mask from block logits; gradients flow to the logits only when sampling."""
         del params
         if rng is None:
-            return lax.stop_gradient(scores >= 0).astype(scores.dtype)
+            # NaN fires, as with norms.
+            return lax.stop_gradient(~(scores < 0)).astype(scores.dtype)
         noisy = scores + jax.random.logistic(rng, scores.shape, scores.dtype)
         soft = jax.nn.sigmoid(noisy / self.temperature)
         hard = (noisy >= 0).astype(scores.dtype)

@@ -21,14 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipconv_jax.native import library
-from skipconv_jax.native.builder import Program, ProgramBuilder, gate_words
+from skipconv_jax.native.builder import ProgramBuilder
 from skipconv_jax.native.lower import (
     Lowering,
-    gate_options,
+    gate_spec,
     position_shape,
     scaled_inputs,
     why_not,
 )
+from skipconv_jax.native.program import Program
 from skipconv_jax.ops.gates import GateParams
 from skipconv_jax.plans.folded import XlaPlan, fold_plan
 from skipconv_jax.program import fold as g
@@ -202,14 +203,10 @@ class Plan:
         for program, (words, weights, packed) in zip(self.programs, self.constants, strict=True):
             values = np.array(packed)
             for name, slot in program.masks.items():
-                if name not in self.layers or slot.gate == "always":
+                if name not in self.layers or slot.gate.kind == "always":
                     continue
-                options = gate_options(convs[name], self.layers[name], gates[name])
-                params = np.asarray(options["gate_params"], np.float32)
-                channels = convs[name].conv.in_channels
-                new = gate_words(
-                    slot.gate, params, slot.factor, slot.count, channels, slot.channels
-                )
+                gate = gate_spec(convs[name], self.layers[name].gate, gates[name])
+                new = slot.words(np.asarray(gate.params))
                 values[slot.gate_offset : slot.gate_offset + new.size] = new
             result.append((words, weights, jnp.asarray(values)))
         return tuple(result)

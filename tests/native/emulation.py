@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from skipconv_jax.native.builder import LINEAR, Program, ProgramBuilder
+from skipconv_jax.native import ConvSpec, GateSpec, Program, ProgramBuilder
+from skipconv_jax.native.specs import LINEAR
 
 Array = np.ndarray
 _ACT = {"none": lambda v: v, "relu": lambda v: np.maximum(v, 0)}
@@ -30,19 +31,12 @@ class Layer:
     act: str
     scaled: bool = False
 
-    def options(self) -> dict[str, Any]:
-        """Arguments of `ProgramBuilder.conv` by name."""
-        names = [
-            "strides",
-            "padding",
-            "dilation",
-            "groups",
-            "block",
-            "policy",
-            "gate",
-            "gate_params",
-        ]
-        return {name: getattr(self, name) for name in [*names, "count", "act"]}
+    def spec(self, name: str) -> ConvSpec:
+        """The layer as `ProgramBuilder.conv` takes it."""
+        names = ["strides", "padding", "dilation", "groups", "policy", "act"]
+        gate = GateSpec(self.gate, self.gate_params, self.block, count=self.count)
+        options = {field: getattr(self, field) for field in names}
+        return ConvSpec(self.kernel, self.bias, name, gate=gate, **options)
 
     def convolve(self, x: Array, kernel: Array, groups: int) -> Array:
         """`(B, H, W, Ci)` to `(B, oh, ow, Co)`, one tap after the other."""
@@ -218,12 +212,8 @@ def random_case(seed: int) -> Case:
     refs = [x]
     for i, layer in enumerate((first, second)):
         res = refs[-1] if layer.residual else None
-        options = layer.options()
-        if layer.scaled:
-            options["scale"] = builder.affine(builder.mean(refs[-1]), act="sigmoid")
-        refs.append(
-            builder.conv(refs[-1], layer.kernel, layer.bias, name=f"c{i}", residual=res, **options)
-        )
+        scale = builder.affine(builder.spatial(refs[-1]), act="sigmoid") if layer.scaled else None
+        refs.append(builder.conv(refs[-1], layer.spec(f"c{i}"), residual=res, scale=scale))
     flat = bool(rng.random() < 0.3)
     for group in [refs[1:]] if flat else [[ref] for ref in refs[1:]]:
         builder.output(*group)

@@ -30,9 +30,7 @@ int main(int argc, char** argv) {
     const auto words = take<int32_t>(file, n[3]);
     const auto weights = take<float>(file, n[4]), gates = take<float>(file, n[5]);
     skc::Call call{};
-    call.head = reinterpret_cast<const skc::Header*>(words.data());
-    call.tensors = reinterpret_cast<const skc::Tensor*>(words.data() + 8);
-    call.ops = reinterpret_cast<const skc::Op*>(words.data() + 8 + 16 * call.head->n_tensors);
+    if (!skc::read_program(words.data(), (int64_t)words.size(), call)) return 4;
     call.weights = weights.data();
     call.gates = gates.data();
     call.B = B;

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from skipconv_jax import native
-from skipconv_jax.native import build
+from skipconv_jax.native import build, library
 
 needs_engine = pytest.mark.skipif(not native.available(), reason=native.status())
 
@@ -95,7 +95,8 @@ def test_nan_fires_and_shows() -> None:
     x = builder.input(12, 12, 16)
     kernel = np.ones((3, 3, 16, 16), np.float32)
     pad = ((1, 1), (1, 1))
-    builder.output(builder.conv(x, kernel, name="c", padding=pad, block=4, gate_params=[1e30]))
+    gate = native.GateSpec("norm", [1e30], 4)
+    builder.output(builder.conv(x, native.ConvSpec(kernel, name="c", padding=pad, gate=gate)))
     program = builder.finish()
     frame = np.ones((1, 12, 12, 16), np.float32)
     _, state, _ = program.apply(program.constants, program.init_state(1), frame)
@@ -181,3 +182,20 @@ def test_leftovers_of_killed_builds_are_no_libraries_and_go(
     assert target.read_bytes() == b"whole"
     assert build.is_whole(target)
     assert not part.exists()
+
+
+@needs_engine
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("SKIPCONV_JAX_ISA", "avx-512", "portable.*avx2.*avx512"),
+        ("SKIPCONV_JAX_NUM_THREADS", "two", "from 1 to 64"),
+        ("SKIPCONV_JAX_NUM_THREADS", "0", "from 1 to 64"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, allowed: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"{variable} \\(='{value}'\\).*{allowed}"):
+        library._settings()

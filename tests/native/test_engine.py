@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skipconv_jax import native
+from skipconv_jax import native, skip
+from skipconv_jax.ops import InputNormGate, Previous
+from skipconv_jax.plans.native import compile_plan
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine is not built")
 
@@ -78,11 +80,9 @@ def test_random_convolution_follows_eq_3(seed: int) -> None:
     geometry = {k: c[k] for k in ("strides", "padding", "dilation")}
     builder = native.ProgramBuilder()
     x = builder.input(h, w, ci)
-    y = builder.conv(
-        x, kernel, bias, name="c", **geometry, groups=groups, act=c["act"], block=block,
-        gate_params=[c["threshold"]], count=taps * ci,
-    )  # fmt: skip
-    builder.output(y)
+    gate = native.GateSpec("norm", [c["threshold"]], block, count=taps * ci)
+    spec = native.ConvSpec(kernel, bias, "c", **geometry, groups=groups, act=c["act"], gate=gate)
+    builder.output(builder.conv(x, spec))
     program = builder.finish()
     step = jax.jit(program.apply, donate_argnums=1)
     state = program.init_state(b)
@@ -117,14 +117,17 @@ def _small_program(policy: str = "previous") -> native.Program:
     b = native.ProgramBuilder()
     names = (f"c{i}" for i in itertools.count())
 
-    def conv(x: native.Ref, co: int, k: int = 3, stride: int = 1, **kw: Any) -> native.Ref:
+    def conv(
+        x: native.Ref, co: int, k: int = 3, stride: int = 1, act: str = "none", **kw: Any
+    ) -> native.Ref:
         kernel = rng.normal(size=(k, k, x.c, co)).astype(np.float32) / (k * np.sqrt(x.c))
         pad = (k - 1) // 2
-        return b.conv(
-            x, kernel.astype(np.float32), np.ones(co, np.float32), name=next(names),
-            strides=(stride, stride), padding=((pad, pad), (pad, pad)), policy=policy,
-            block=4, gate_params=[0.01], count=k * k * x.c, **kw,
+        spec = native.ConvSpec(
+            kernel.astype(np.float32), np.ones(co, np.float32), next(names),
+            strides=(stride, stride), padding=((pad, pad), (pad, pad)), policy=policy, act=act,
+            gate=native.GateSpec("norm", [0.01], 4, count=k * k * x.c),
         )  # fmt: skip
+        return b.conv(x, spec, **kw)
 
     x = b.input(24, 20, 3, raw=True)
     x = conv(x, 32, act="relu")
@@ -219,7 +222,9 @@ def test_winograd_stays_near_direct() -> None:
     results = []
     for winograd in (False, True):
         b = native.ProgramBuilder(winograd=winograd)
-        b.output(b.conv(b.input(19, 23, 64), kernel, name="c", padding=((1, 1), (1, 1)), block=5))
+        gate = native.GateSpec(block=5)
+        spec = native.ConvSpec(kernel, name="c", padding=((1, 1), (1, 1)), gate=gate)
+        b.output(b.conv(b.input(19, 23, 64), spec))
         program = b.finish()
         (y,), _, _ = program.apply(program.constants, program.init_state(1), jnp.asarray(frame))
         results.append(np.asarray(y))
@@ -235,3 +240,39 @@ def test_state_of_another_program_is_refused() -> None:
 
 def test_status_names_the_backend() -> None:
     assert native.status().startswith("skipconv_jax: native engine, ")
+
+
+def test_frame_of_few_channels_as_a_residual() -> None:
+    """Its pixels are not padded, and what lies behind them must not count as change."""
+    rng = np.random.default_rng(0)
+    kernels = {n: rng.normal(size=(3, 3, 4, 4)).astype(np.float32) / 6 for n in "ab"}
+
+    def network(variables: Any, x: jax.Array) -> jax.Array:
+        def conv(h: jax.Array, name: str) -> jax.Array:
+            return jax.lax.conv_general_dilated(
+                h, variables[name], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        return conv(jax.nn.relu6(conv(x, "a") + x), "b")
+
+    net = skip(network, gate=InputNormGate(0.02, block=4), policy=Previous())
+    frame = rng.normal(size=(2, 19, 21, 4)).astype(np.float32)
+    params, state = net.init({n: jnp.asarray(k) for n, k in kernels.items()}, frame)
+    plan = compile_plan(net, params, frame)
+    step, made = jax.jit(net.apply), plan.init_state()
+    for t in range(6):
+        frame = frame.copy()
+        y, x = rng.integers(0, 14, 2)
+        frame[:, y : y + 4, x : x + 4] += rng.normal(0, 0.3, (2, 4, 4, 4)).astype(np.float32)
+        want, state = step(params, state, frame)
+        got, made, masks = plan.step(made, frame)
+        for name, fired in plan.fired(masks).items():
+            np.testing.assert_array_equal(fired, state[name].fired, err_msg=f"{name} {t}")
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    builder = native.ProgramBuilder()
+    raw = builder.input(8, 8, 4, raw=True)
+    spec = native.ConvSpec(kernels["a"], name="a", padding=((1, 1), (1, 1)))
+    with pytest.raises(ValueError, match=r"raw.*drop `raw`"):
+        builder.conv(raw, spec, residual=raw)
+    with pytest.raises(ValueError, match=r"raw.*drop `raw`"):
+        builder.affine(raw, 2.0)

@@ -42,8 +42,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         pytest.skip(f"{cxx} has no sanitizer runtime here: {probe.stderr[:200]}")
     isa, width, flags = _instruction_set()
     defines = [f"-DSKC_ISA={isa}", f"-DSKC_VW={width}", f"-I{build.source_dir()}"]
-    names = ("ops/op_conv", "ops/op_simple", "runtime/engine", "runtime/pool")
-    sources = [build.source_dir() / f"{name}.cpp" for name in names]
+    sources = [build.source_dir() / name for name in (*build.PER_ISA, "runtime/pool.cpp")]
     sources.append(pathlib.Path(__file__).with_name("sanitized.cpp"))
     objects = [str(folder / f"{path.stem}.o") for path in sources]
     jobs = [

@@ -256,6 +256,6 @@ def test_scale_goes_with_plain_pointwise_convolutions_only() -> None:
     x, s = builder.input(8, 8, 16), builder.input(1, 1, 16)
     kernel = np.zeros((3, 3, 16, 16), np.float32)
     with pytest.raises(ValueError, match="1x1"):
-        builder.conv(x, kernel, name="c", padding=((1, 1), (1, 1)), scale=s)
+        builder.conv(x, native.ConvSpec(kernel, name="c", padding=((1, 1), (1, 1))), scale=s)
     with pytest.raises(ValueError, match="one value per channel"):
-        builder.conv(x, kernel[:1, :1], name="c", scale=x)
+        builder.conv(x, native.ConvSpec(kernel[:1, :1], name="c"), scale=x)

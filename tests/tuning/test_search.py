@@ -14,9 +14,10 @@ from skipconv_jax.ops import (
     OutputNormGate,
     Previous,
 )
+from skipconv_jax.transform import Rule
 from skipconv_jax.tuning import (
     Budget,
-    Plan,
+    GatePlan,
     Runner,
     calibrate,
     choose,
@@ -243,9 +244,24 @@ def test_relative_error_over_a_tree():
 def test_plan_survives_the_file(variables, found, tmp_path):
     blocks = settle(found, Budget("drop", 0.1))
     gates = {n: None if b is None else InputNormGate(0.1, b) for n, b in blocks.items()}
-    plan = Plan.make(found.sites, gates, ClosedLoop(), budget={"kind": "drop", "limit": 0.1})
+    plan = GatePlan.make(found.sites, gates, ClosedLoop(), budget={"kind": "drop", "limit": 0.1})
     plan.save(tmp_path / "plan.json")
-    net = skip(_network, Plan.load(tmp_path / "plan.json"))
-    params, state = net.init(variables, _clip(1)[0])
-    y, _ = net.apply(params, state, _clip(1)[0])
-    np.testing.assert_allclose(y, _network(variables, _clip(1)[0]), atol=1e-4)
+    net = skip(_network, GatePlan.load(tmp_path / "plan.json"))
+    frames = _clip(1)[:3]
+    params, state = net.init(variables, frames[0])
+    gated = {n for n, b in blocks.items() if b is not None}
+    assert set(params["gates"]) == gated
+    assert all(float(p["threshold"]) == np.float32(0.1) for p in params["gates"].values())
+    rules = [(n, None if g is None else Rule(g, ClosedLoop())) for n, g in gates.items()]
+    twin = skip(_network, rules)
+    _, other = twin.init(variables, frames[0])
+    step, want = jax.jit(net.apply), jax.jit(twin.apply)
+    for frame in frames:
+        y, state = step(params, state, frame)
+        expected, other = want(params, other, frame)
+        np.testing.assert_array_equal(y, expected)
+    # Gates that never fire, or always do, would say nothing of what the file holds.
+    fired = np.concatenate([np.ravel(state[n].fired) for n in sorted(gated)])
+    assert 0 < fired.mean() < 1
+    dense = _network(variables, frames[-1])
+    assert 0 < relative_error(dense, y) < 0.5

@@ -5,13 +5,6 @@
 namespace skc {
 namespace SKC_ISA {
 
-// Lane numbers, to leave out what a vector reads beyond the rectangle.
-SKC_INLINE vi lane_numbers() {
-  vi v;
-  for (int i = 0; i < VW; i++) v[i] = i;
-  return v;
-}
-
 // Largest sum of m over the support of an output in the rectangle. A vector of neighbouring places at
 // once, of which every o.sw-th is an output. Reads up to VW floats beyond a row, which every buffer of
 // m has behind it.

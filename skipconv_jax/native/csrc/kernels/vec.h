@@ -55,62 +55,20 @@ SKC_INLINE float hmax(vf v) {
   return top;
 }
 
-// exp(-x) as 2^n 2^f with |f| <= 1/2 and a polynomial of degree 5; relative error 1e-7 and 2e-8 |x|.
-// x is held to [-87, 87]: beyond, a sigmoid is within 1.7e-38 of 0 or 1. Not for NaN.
-SKC_INLINE vf vexp_minus(vf x) {
-  x = vmin(vmax(x, splat(-87.f)), splat(87.f));
-  const vf t = 12582912.f - x * 1.44269504f;  // rounds to an integer in the low mantissa bits
-  const vf n = t - 12582912.f;
-  const vf f = -(x * 1.44269504f + n);
-  vf p = splat(1.327645183e-3f);
-  p = p * f + 9.675541173e-3f;
-  p = p * f + 5.550713336e-2f;
-  p = p * f + 2.402211973e-1f;
-  p = p * f + 6.931469670e-1f;
-  p = p * f + 1.0f;
-  // Times 2^n: n is added to the exponent of p, which lies in [.7, 1.5].
-  return (vf)((vi)p + ((vi)t << 23));
-}
+// Largest and smallest of two with NaN of either shown, as jnp.maximum and jnp.minimum do.
+SKC_INLINE vf nan_max(vf a, vf b) { return b != b ? b : vmax(a, b); }
+SKC_INLINE vf nan_min(vf a, vf b) { return b != b ? b : vmin(a, b); }
 
-// 1 / d to 1e-7, for d from 1 to 1e38.
-SKC_INLINE vf vreciprocal(vf d) {
-#if defined(__AVX512F__)
-  const vf r = (vf)_mm512_rcp14_ps((__m512)d);
-  return r * (2.0f - d * r);
-#else
-  return 1.0f / d;
-#endif
-}
-
-SKC_INLINE vf vswish(vf x) { return x * vreciprocal(1.0f + vexp_minus(x)); }
-SKC_INLINE vf vsigmoid(vf x) {
-  const vf y = vreciprocal(1.0f + vexp_minus(x));
-  return x == x ? y : x;
-}
-
-template <class F>
-SKC_INLINE vf lanes(vf v, F f) {
-  for (int i = 0; i < VW; i++) v[i] = f(v[i]);
+SKC_INLINE vi lane_numbers() {
+  vi v;
+  for (int i = 0; i < VW; i++) v[i] = i;
   return v;
 }
 
-SKC_INLINE vf activate(vf v, int act) {
-  switch (act) {
-    case kRelu: return vmax(v, vf{});
-    case kRelu6: return vmin(vmax(v, vf{}), splat(6.f));
-    case kSwish: return vswish(v);
-    case kSigmoid: return vsigmoid(v);
-    case kHardSwish: return v * vmin(vmax(v + 3.f, vf{}), splat(6.f)) / 6.f;
-    case kTanh: return lanes(v, [](float x) { return std::tanh(x); });
-    case kElu: return lanes(v, [](float x) { return x > 0 ? x : std::expm1(x); });
-    case kGelu: return lanes(v, [](float x) { return .5f * x * std::erfc(-x * 0.70710678f); });
-    case kExp: return lanes(v, [](float x) { return std::exp(x); });
-    case kAbs: return vabs(v);
-    case kSqrt: return lanes(v, [](float x) { return std::sqrt(x); });
-    case kRsqrt: return lanes(v, [](float x) { return 1.f / std::sqrt(x); });
-    case kSquare: return v * v;
-    default: return v;
-  }
+// Zeroes the lanes at and beyond `left`, so that padding channels never count as change.
+SKC_INLINE vf keep_lanes(vf v, int left) {
+  if (left >= VW) return v;
+  return (vf)((vi)v & (lane_numbers() < left));
 }
 
 }  // namespace SKC_ISA

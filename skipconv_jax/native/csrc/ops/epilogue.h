@@ -1,6 +1,6 @@
 // What follows a convolution on one rectangle: state update, residual, activation, change.
 #pragma once
-#include "kernels/gate.h"
+#include "kernels/activations.h"
 #include "ops/view.h"
 
 namespace skc {
@@ -8,6 +8,7 @@ namespace SKC_ISA {
 
 struct Epilogue {
   const Op* o;
+  Activation act;
   View* out;
   const View* res;    // added before the activation (its change, under Previous), or null
   const float* bias;  // folded bias, padded, or null
@@ -23,11 +24,11 @@ static void epilogue_rows(const Epilogue& e, const Rect& r, const float* tmp, lo
                           int c1, bool whole) {
   const Op& o = *e.o;
   View& out = *e.out;
-  const int C = out.t->C, act = o.act;
+  const int C = out.t->C;
+  const Activation& act = e.act;
   const bool previous = STEADY || o.policy == kPrevious, fresh = !STEADY && e.fresh;
-  const vf lo = splat(act == kNone ? -__builtin_inff() : 0.f);
-  const vf hi = splat(act == kRelu6 ? 6.f : __builtin_inff());
-  auto apply = [&](vf v) { return CLAMP ? vmin(vmax(v, lo), hi) : activate(v, act); };
+  const vf lo = splat(act.a0), hi = splat(act.a1);
+  auto apply = [&](vf v, int c) { return CLAMP ? vmin(vmax(v, lo), hi) : activate(v, act, c); };
   for (int y = r.y0; y < r.y1; y++)
     for (int x = r.x0; x < r.x1; x++) {
       const long at = out.at(y, x);
@@ -42,16 +43,16 @@ static void epilogue_rows(const Epilogue& e, const Rect& r, const float* tmp, lo
           zold = fresh ? b : load(z + c);
           znew = TMP ? zold + load(tmp + c - c0) : zold;
           if (RES) znew += load(res + c);
-          now = apply(znew);
-          if (!fresh) old = CUR && !CLAMP ? load(out.cur + at + c) : apply(zold);
+          now = apply(znew, c);
+          if (!fresh) old = CUR && !CLAMP ? load(out.cur + at + c) : apply(zold, c);
           store(z + c, znew);
         } else {
           znew = TMP ? b + load(tmp + c - c0) : load(z + c);
           if (TMP && z) store(z + c, znew);
-          now = apply(RES ? znew + load(res + c) : znew);
+          now = apply(RES ? znew + load(res + c) : znew, c);
           if (!fresh) old = load(out.cur + at + c);
         }
-        if (!CLAMP && c + VW > C) now = keep_lanes(now, C - c), old = keep_lanes(old, C - c);
+        if (c + VW > C) now = keep_lanes(now, C - c), old = keep_lanes(old, C - c);
         if (CUR) store(out.cur + at + c, now);
         const vf d = now - old;
         if (STEADY || out.delta) store(out.delta + at + c, d);
@@ -60,7 +61,7 @@ static void epilogue_rows(const Epilogue& e, const Rect& r, const float* tmp, lo
       if (TMP) tmp += stride;
       const float change = hsum(sum);
       if (out.m && whole) out.m[(long)y * out.t->Wp + x] = change;
-      if (!(change == 0.f)) out.touch(y, x);
+      out.touch(y, x, change);
     }
 }
 
@@ -69,7 +70,7 @@ struct No { static constexpr bool value = false; };
 
 static void epilogue(const Epilogue& e, const Rect& r, const float* tmp, long stride, int c0, int c1,
                      bool whole) {
-  const bool res = e.res, cur = e.out->cur, clamp = e.o->act <= kRelu6;
+  const bool res = e.res, cur = e.out->cur, clamp = e.act.clamps();
   const bool steady = e.o->policy == kPrevious && !e.fresh && e.z && e.out->delta;
   auto rows = [&](auto t, auto k, auto s) {
     constexpr bool T = decltype(t)::value, K = decltype(k)::value, S = decltype(s)::value;

@@ -130,12 +130,12 @@ void gate_item(void* ctx, int tid, int i) {
   const Rect r = block_rect(o, out, c.by, c.bx);
   Source src = source_of(o, run, c.s);
   const size_t tile = (size_t)tile_h(o, o.b) * tile_w(o, o.b), cs = src.view.t->Cs;
-  const bool linear = o.policy == kReference && is_linear(o), made = is_scaled(o);
+  const bool linear = o.policy == kClosedLoop && is_linear(o), made = is_scaled(o);
   const size_t floats = tile * (linear ? cs : 1) + 64;
   float* local = run.memory[tid].get(floats + (made ? tile * cs : 0));
-  if (made && (o.policy == kReference || (is_linear(o) && !c.fresh)))
-    src = scaled_source(o, run, c.s, r, o.policy != kReference, local + floats);
-  const bool fires = o.policy == kReference ? reference_fires(o, run, src, c, r, local)
+  if (made && (o.policy == kClosedLoop || (is_linear(o) && !c.fresh)))
+    src = scaled_source(o, run, c.s, r, o.policy != kClosedLoop, local + floats);
+  const bool fires = o.policy == kClosedLoop ? reference_fires(o, run, src, c, r, local)
                                             : change_fires(o, run, src, c, r);
   const int block = c.by * o.nbw + c.bx;
   run.fire[(size_t)c.s * o.nbh * o.nbw + block] = fires ? kFire : kIdle;
@@ -144,7 +144,8 @@ void gate_item(void* ctx, int tid, int i) {
 
 Epilogue epilogue_of(const Op& o, const Run& run, View& out, const View* res, int s) {
   const float* bias = o.bias < 0 ? nullptr : run.call.weights + o.bias;
-  return {&o, &out, res, bias, o.z < 0 ? nullptr : run.arena(s) + o.z, run.fresh(s)};
+  float* z = o.z < 0 ? nullptr : run.arena(s) + o.z;
+  return {&o, Activation(o, run.call.weights), &out, res, bias, z, run.fresh(s)};
 }
 
 void block_item(void* ctx, int tid, int i) {
@@ -153,6 +154,7 @@ void block_item(void* ctx, int tid, int i) {
   const Item& item = run.items[i];
   View out = run.view(o.out, item.s);
   if (item.action == kClean) return out.clean(item.r);
+  if (item.action == kRepeat) return repeat_rect(out, item.r);
   View res = run.view(o.res < 0 ? o.out : o.res, item.s);
   const Epilogue e = epilogue_of(o, run, out, o.res < 0 ? nullptr : &res, item.s);
   const int cs = out.t->Cs;
@@ -267,6 +269,7 @@ void list_items(Run& run, const Op& o, int s) {
     if (actions[i] != kIdle) continue;
     const Rect r = block_rect(o, t, i / o.nbw, i % o.nbw);
     if (o.res >= 0 && res.changed_in(r.y0, r.y1, r.x0, r.x1)) actions[i] = kResidual;
+    else if (out.restless()) actions[i] = o.z < 0 ? kRepeat : kResidual;
     else if (out.stale_in(r)) actions[i] = kClean;
   }
   if (fired == blocks) return add_tiles(run, o, {0, t.H, 0, t.W}, s, kFire);
@@ -345,16 +348,14 @@ void balance(const Run& run, int* bounds) {
 }  // namespace
 
 void run_conv(Run& run, const Op& o) {
-  run.op = &o;
   run.candidates.clear();
-  run.items.clear();
   const int blocks = o.nbh * o.nbw, B = run.call.B;
   if (run.fire.size() < (size_t)B * blocks) run.fire.resize((size_t)B * blocks);
   for (int s = 0; s < B; s++) find_candidates(run, o, s);
   const double area = (double)o.b * o.b;
   const int n = (int)run.candidates.size();
   const int ci = run.call.tensors[o.src[0]].C;
-  const bool whole = o.policy == kReference || is_linear(o) || is_scaled(o);
+  const bool whole = o.policy == kClosedLoop || is_linear(o) || is_scaled(o);
   const double weight = whole ? ci / 8. + 9. : 2.;
   run.dispatch(gate_item, n, n * area * weight * 1e-3);
 
@@ -363,7 +364,7 @@ void run_conv(Run& run, const Op& o) {
     View out = run.view(o.out, s);
     run.open(out, s);
     const bool res = o.res >= 0 && run.view(o.res, s).changed();
-    if (n > 0 || res || out.has_stale()) list_items(run, o, s), any = true;
+    if (n > 0 || res || out.has_stale() || out.restless()) list_items(run, o, s), any = true;
     if (o.sig >= 0 && is_linear(o))
       std::memcpy(run.arena(s) + o.sig + 1, run.call.masks + (size_t)s * run.call.head->masks + o.mask,
                   sizeof(float) * blocks);

@@ -9,7 +9,7 @@
 namespace skc {
 namespace SKC_ISA {
 
-enum Action : uint8_t { kIdle, kFire, kResidual, kClean };
+enum Action : uint8_t { kIdle, kFire, kResidual, kRepeat, kClean };
 
 struct Item {
   Rect r;
@@ -59,8 +59,12 @@ struct Run {
   }
 };
 
+// One operation each, with empty lists.
+void run_input(Run&, const Op&);
 void run_conv(Run&, const Op&);
-void run_simple(Run&, const Op&);
+void run_pixels(Run&, const Op&);
+void run_spatial(Run&, const Op&);
+void run_output(Run&, const Op&);
 
 }  // namespace SKC_ISA
 }  // namespace skc

@@ -17,7 +17,7 @@ struct View {
   const Tensor* t;
   float *cur, *delta, *m;  // null when not stored; at the first pixel of the frame, border skipped
   int32_t* any;            // changed this frame; stale scratch of the previous tenant: no cell
-                           // (0), some (1), kEverywhere
+                           // (0), some (1), kEverywhere; [2] and [3]: see restless()
   uint8_t *cells, *stale;
   long row;
 
@@ -28,17 +28,26 @@ struct View {
     delta = t->delta < 0 ? nullptr : arena + t->delta + origin;
     m = t->m < 0 ? nullptr : arena + t->m + (long)t->pt * t->Wp + t->pl;
     any = reinterpret_cast<int32_t*>(arena + t->cells);
-    cells = reinterpret_cast<uint8_t*>(any + 2);
+    cells = reinterpret_cast<uint8_t*>(any + 4);
     stale = cells + t->ch * t->cw;
   }
   long at(int y, int x) const { return y * row + (long)x * t->Cs; }
+  float* pixel(int y, int x) const { return cur + at(y, x); }
   int size() const { return t->ch * t->cw; }
   bool changed() const { return any[0] != 0; }
   bool has_stale() const { return any[1] != 0; }
 
-  void touch(int y, int x) {
+  // Whether NaN or infinity was written in the last frame. What it changes by is NaN until it is gone
+  // (NaN - NaN, inf - inf), so it is written again each frame, as every reader of the dense network's
+  // residual would see it.
+  bool restless() const { return any[3] != 0; }
+
+  // Records what pixel (y, x) changed by, the sum over channels of |change|.
+  void touch(int y, int x, float change) {
+    if (change == 0.f) return;
     mark(cells + (y / kCell) * t->cw + x / kCell);
     mark(any);
+    if (!(change < __builtin_inff())) mark(any + 2);
   }
 
   static bool in_map(const uint8_t* map, const Tensor& t, int y0, int y1, int x0, int x1) {
@@ -63,6 +72,8 @@ struct View {
   // nothing has changed yet.
   void open(const Tensor* prev, float* arena) {
     any[1] = 0;
+    any[3] = any[2];
+    any[2] = 0;
     if (delta && prev) {
       View last(*prev, arena);
       if (last.changed()) {
@@ -106,13 +117,6 @@ SKC_INLINE float abs_sum(const float* p, int n) {
   return total;
 }
 
-// Zeroes the lanes at and beyond `left`, so that padding channels never count as change.
-SKC_INLINE vf keep_lanes(vf v, int left) {
-  if (left >= VW) return v;
-  for (int i = 0; i < VW; i++) v[i] = i < left ? v[i] : 0.f;
-  return v;
-}
-
 // Writes f(c) to one pixel of `out` and records the change.
 template <class F>
 SKC_INLINE void write_pixel(View& out, int y, int x, bool fresh, F f) {
@@ -128,7 +132,14 @@ SKC_INLINE void write_pixel(View& out, int y, int x, bool fresh, F f) {
   }
   const float change = hsum(sum);
   if (out.m) out.m[(long)y * out.t->Wp + x] = change;
-  if (!(change == 0.f)) out.touch(y, x);
+  out.touch(y, x, change);
+}
+
+// The change of pixels that stay what they are: NaN where a value is NaN or infinite, else 0.
+static void repeat_rect(View& out, const Rect& r) {
+  for (int y = r.y0; y < r.y1; y++)
+    for (int x = r.x0; x < r.x1; x++)
+      write_pixel(out, y, x, false, [&](int c) { return load(out.cur + out.at(y, x) + c); });
 }
 
 }  // namespace SKC_ISA

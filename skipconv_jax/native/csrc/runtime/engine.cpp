@@ -28,10 +28,15 @@ void execute(const Call& call, Pool& pool) {
   for (int i = 0; i < call.head->n_ops; i++) {
     const Op& op = call.ops[i];
     const double start = call.profile ? seconds() : 0;
-    if (op.kind == kConv)
-      run_conv(run, op);
-    else
-      run_simple(run, op);
+    run.op = &op;
+    run.items.clear();
+    switch (op.kind) {
+      case kInput: run_input(run, op); break;
+      case kConv: run_conv(run, op); break;
+      case kSpatial: run_spatial(run, op); break;
+      case kOutput: run_output(run, op); break;
+      default: run_pixels(run, op);
+    }
     for (int s = 0; s < call.B && op.kind != kOutput; s++) run.view(op.out, s).settle();
     if (call.profile) call.profile[i] += seconds() - start;
   }

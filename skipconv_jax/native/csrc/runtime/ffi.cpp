@@ -115,14 +115,10 @@ ffi::Error execute(ffi::Buffer<ffi::S32> program, ffi::Buffer<ffi::F32> weights,
                    ffi::Buffer<ffi::F32> gates, ffi::Buffer<ffi::F32> arena, ffi::RemainingArgs frames,
                    ffi::ResultBuffer<ffi::F32> arena_out, ffi::ResultBuffer<ffi::F32> masks,
                    ffi::RemainingRets outputs, int64_t threads) {
-  const auto* words = program.typed_data();
-  const auto* head = reinterpret_cast<const skc::Header*>(words);
-  const int64_t header = sizeof(skc::Header) / 4;
-  if ((int64_t)program.element_count() < header || head->magic != skc::kMagic)
+  skc::Call call{};
+  if (!skc::read_program(program.typed_data(), (int64_t)program.element_count(), call))
     return ffi::Error::InvalidArgument("skipconv_jax: not a program of this version");
-  const int64_t tensors = header, ops = tensors + (int64_t)head->n_tensors * 16;
-  if ((int64_t)program.element_count() != ops + (int64_t)head->n_ops * 64)
-    return ffi::Error::InvalidArgument("skipconv_jax: truncated program");
+  const skc::Header* head = call.head;
   const auto dims = arena.dimensions();
   if (dims.size() != 2 || dims[1] != head->state)
     return ffi::Error::InvalidArgument("skipconv_jax: state of another program");
@@ -158,10 +154,6 @@ ffi::Error execute(ffi::Buffer<ffi::S32> program, ffi::Buffer<ffi::F32> weights,
   else
     std::memcpy(state, arena.typed_data(), sizeof(float) * dims[0] * dims[1]);
 
-  skc::Call call{};
-  call.head = head;
-  call.tensors = reinterpret_cast<const skc::Tensor*>(words + tensors);
-  call.ops = reinterpret_cast<const skc::Op*>(words + ops);
   call.weights = weights.typed_data();
   call.gates = gates.typed_data();
   call.arena = state;

@@ -1,0 +1,294 @@
+// Operations whose every output position is made of a few positions of their sources: computed on
+// regions of which a source changed.
+#include "kernels/pixels.h"
+#include "ops/run.h"
+
+namespace skc {
+namespace SKC_ISA {
+namespace {
+
+// What a region needs; `line` holds one pixel's channels and a vector more.
+struct Region {
+  Run& run;
+  const Op& o;
+  View& out;
+  const Rect& r;
+  int s;
+  bool fresh;
+  Activation act;
+  float* line;
+  View source(int i) const { return run.view(o.src[i], s); }
+};
+
+// Calls f(y, x) for every position.
+template <class F>
+SKC_INLINE void positions(const Rect& r, F f) {
+  for (int y = r.y0; y < r.y1; y++)
+    for (int x = r.x0; x < r.x1; x++) f(y, x);
+}
+
+// Writes the activation of f(c), channels [c, c + VW).
+template <class F>
+SKC_INLINE void put(const Region& g, int y, int x, F f) {
+  write_pixel(g.out, y, x, g.fresh, [&](int c) { return activate(f(c), g.act, c); });
+}
+
+// Writes the activation of what `line` holds.
+SKC_INLINE void put_line(const Region& g, int y, int x) {
+  put(g, y, x, [&](int c) { return load(g.line + c); });
+}
+
+void add_rect(const Region& g) {
+  const Op& o = g.o;
+  const int n = o.nsrc;
+  View src[kMaxSources] = {g.out, g.out, g.out, g.out, g.out, g.out, g.out, g.out};
+  for (int i = 0; i < n; i++) src[i] = g.source(i);
+  float k[kMaxSources];
+  for (int i = 0; i < n; i++) k[i] = o.w < 0 ? 1.f : g.run.call.weights[o.w + i];
+  for (int y = g.r.y0; y < g.r.y1; y++) {
+    const float* p[kMaxSources];
+    int phase[kMaxSources];
+    for (int i = 0; i < n; i++) {
+      p[i] = src[i].pixel(y / o.fh[i], g.r.x0 / o.fw[i]);
+      phase[i] = g.r.x0 % o.fw[i];
+    }
+    for (int x = g.r.x0; x < g.r.x1; x++) {
+      put(g, y, x, [&](int c) {
+        vf v = load(p[0] + c);
+        if (o.w >= 0) v *= k[0];
+        for (int i = 1; i < n; i++) v += o.w < 0 ? load(p[i] + c) : load(p[i] + c) * k[i];
+        return v;
+      });
+      for (int i = 0; i < n; i++)
+        if (++phase[i] == o.fw[i]) phase[i] = 0, p[i] += src[i].t->Cs;
+    }
+  }
+}
+
+void pool_rect(const Region& g) {
+  const Op& o = g.o;
+  const View in = g.source(0);
+  positions(g.r, [&](int y, int x) {
+    const int ya = y * o.sh - o.pt, xa = x * o.sw - o.pl;
+    const int y0 = ya < 0 ? 0 : ya, x0 = xa < 0 ? 0 : xa;
+    const int y1 = ya + o.kh < in.t->H ? ya + o.kh : in.t->H;
+    const int x1 = xa + o.kw < in.t->W ? xa + o.kw : in.t->W;
+    const int taps = o.mode == kPoolMeanValid ? (y1 - y0) * (x1 - x0) : o.kh * o.kw;
+    const bool mean = o.mode == kPoolMean || o.mode == kPoolMeanValid;
+    const float* p = in.pixel(y0, x0);
+    put(g, y, x, [&](int c) {
+      const vf v = pool_window(p + c, in.row, in.t->Cs, y1 - y0, x1 - x0, o.mode == kPoolMax);
+      return mean ? v / (float)taps : v;
+    });
+  });
+}
+
+void affine_rect(const Region& g) {
+  const View in = g.source(0);
+  const float* scale = g.o.w < 0 ? nullptr : g.run.call.weights + g.o.w;
+  const float* shift = g.o.bias < 0 ? nullptr : g.run.call.weights + g.o.bias;
+  positions(g.r, [&](int y, int x) {
+    const float* p = in.pixel(y, x);
+    put(g, y, x, [&](int c) {
+      vf v = load(p + c);
+      if (scale) v *= load(scale + c);
+      if (shift) v += load(shift + c);
+      return v;
+    });
+  });
+}
+
+void binary_rect(const Region& g) {
+  const View a = g.source(0), b = g.source(1);
+  const bool broadcast = b.t->H == 1 && b.t->W == 1;
+  positions(g.r, [&](int y, int x) {
+    const float *p = a.pixel(y, x), *q = broadcast ? b.cur : b.pixel(y, x);
+    put(g, y, x, [&](int c) { return binary(g.o.mode, load(p + c), load(q + c)); });
+  });
+}
+
+void channels_rect(const Region& g) {
+  const Op& o = g.o;
+  View src[kMaxSources] = {g.out, g.out, g.out, g.out, g.out, g.out, g.out, g.out};
+  for (int i = 0; i < o.nsrc; i++) src[i] = g.source(i);
+  std::memset(g.line, 0, sizeof(float) * (g.out.t->Cs + VW));
+  positions(g.r, [&](int y, int x) {
+    const float* from[kMaxSources];
+    for (int i = 0; i < o.nsrc; i++) from[i] = src[i].pixel(y / o.fh[i], x / o.fw[i]);
+    gather_runs(from, g.run.call.table + o.table, o.count, g.line);
+    put_line(g, y, x);
+  });
+}
+
+// A shifted, strided window that may reach over the edge, where `a0` is read. It has no activation.
+void window_rect(const Region& g) {
+  const Op& o = g.o;
+  const View in = g.source(0);
+  positions(g.r, [&](int y, int x) {
+    const int yy = y * o.sh - o.pt, xx = x * o.sw - o.pl;
+    const bool inside = yy >= 0 && yy < in.t->H && xx >= 0 && xx < in.t->W;
+    const float* p = inside ? in.pixel(yy, xx) : nullptr;
+    write_pixel(g.out, y, x, g.fresh, [&](int c) { return p ? load(p + c) : splat(o.a0); });
+  });
+}
+
+// Index tables {rows: H x kh, columns: W x kw} in the integers, weights alike.
+void resize_rect(const Region& g) {
+  const Op& o = g.o;
+  const View in = g.source(0);
+  const int32_t *iy = g.run.call.table + o.table, *ix = iy + (long)g.out.t->H * o.kh;
+  const float *wy = g.run.call.weights + o.w, *wx = wy + (long)g.out.t->H * o.kh;
+  for (int y = g.r.y0; y < g.r.y1; y++) {
+    const float* rows[kMaxTaps];
+    for (int i = 0; i < o.kh; i++) rows[i] = in.pixel(iy[y * o.kh + i], 0);
+    for (int x = g.r.x0; x < g.r.x1; x++)
+      put(g, y, x, [&](int c) {
+        if (o.kh == 1 && o.kw == 1) return load(rows[0] + (long)ix[x] * in.t->Cs + c);
+        const float* at[kMaxTaps];
+        for (int i = 0; i < o.kh; i++) at[i] = rows[i] + c;
+        return resample(at, wy + y * o.kh, o.kh, ix + x * o.kw, wx + x * o.kw, o.kw, in.t->Cs);
+      });
+  }
+}
+
+// Phase (y, x) mod kh, kw of the output is C channels of the input: one behind the other (mode 0), or
+// every kh * kw-th (mode 1).
+void depth_to_space_rect(const Region& g) {
+  const Op& o = g.o;
+  const View in = g.source(0);
+  const int C = g.out.t->C, block = o.kh * o.kw;
+  std::memset(g.line, 0, sizeof(float) * (g.out.t->Cs + VW));
+  positions(g.r, [&](int y, int x) {
+    const int phase = y % o.kh * o.kw + x % o.kw;
+    const float* p = in.pixel(y / o.kh, x / o.kw) + (o.mode ? phase : (long)phase * C);
+    if (!o.mode)
+      std::memcpy(g.line, p, sizeof(float) * C);
+    else
+      for (int c = 0; c < C; c++) g.line[c] = p[c * block];
+    put_line(g, y, x);
+  });
+}
+
+void space_to_depth_rect(const Region& g) {
+  const Op& o = g.o;
+  const View in = g.source(0);
+  const int C = in.t->C, block = o.kh * o.kw;
+  std::memset(g.line, 0, sizeof(float) * (g.out.t->Cs + VW));
+  positions(g.r, [&](int y, int x) {
+    for (int k = 0; k < block; k++) {
+      const float* p = in.pixel(y * o.kh + k / o.kw, x * o.kw + k % o.kw);
+      if (!o.mode)
+        std::memcpy(g.line + (long)k * C, p, sizeof(float) * C);
+      else
+        for (int c = 0; c < C; c++) g.line[c * block + k] = p[c];
+    }
+    put_line(g, y, x);
+  });
+}
+
+void softmax_rect(const Region& g) {
+  const View in = g.source(0);
+  positions(g.r, [&](int y, int x) {
+    softmax_pixel(in.pixel(y, x), in.t->C, g.line);
+    put_line(g, y, x);
+  });
+}
+
+void reduce_rect(const Region& g) {
+  const View in = g.source(0);
+  positions(g.r, [&](int y, int x) {
+    const float v = reduce_pixel(in.pixel(y, x), in.t->C, g.o.mode);
+    put(g, y, x, [&](int) { return splat(v); });
+  });
+}
+
+void region_item(void* ctx, int tid, int i) {
+  Run& run = *static_cast<Run*>(ctx);
+  const Op& o = *run.op;
+  const Item& item = run.items[i];
+  View out = run.view(o.out, item.s);
+  if (item.action == kClean) return out.clean(item.r);
+  float* line = run.memory[tid].get(out.t->Cs + 2 * VW);
+  const Region g{run, o, out, item.r, item.s, run.fresh(item.s), Activation(o, run.call.weights), line};
+  switch (o.kind) {
+    case kAdd: return add_rect(g);
+    case kPool: return pool_rect(g);
+    case kAffine: return affine_rect(g);
+    case kBinary: return binary_rect(g);
+    case kChannels: return channels_rect(g);
+    case kWindow: return window_rect(g);
+    case kResize: return resize_rect(g);
+    case kDepthToSpace: return depth_to_space_rect(g);
+    case kSpaceToDepth: return space_to_depth_rect(g);
+    case kSoftmax: return softmax_rect(g);
+    case kReduce: return reduce_rect(g);
+    default: return;
+  }
+}
+
+void span(const int32_t* index, int n, int* low, int* high) {
+  for (int i = 0; i < n; i++) {
+    *low = index[i] < *low ? index[i] : *low;
+    *high = index[i] >= *high ? index[i] + 1 : *high;
+  }
+}
+
+// Positions of source i that the rectangle of the output is made of; may reach over the edge.
+Rect footprint(const Run& run, const Op& o, const Tensor& in, int i, const Rect& r) {
+  switch (o.kind) {
+    case kPool:
+    case kWindow: {
+      const int kh = o.kind == kPool ? o.kh : 1, kw = o.kind == kPool ? o.kw : 1;
+      const int y = r.y0 * o.sh - o.pt, x = r.x0 * o.sw - o.pl;
+      return {y, y + (r.h() - 1) * o.sh + kh, x, x + (r.w() - 1) * o.sw + kw};
+    }
+    case kResize: {
+      const int32_t *iy = run.call.table + o.table, *ix = iy + run.call.tensors[o.out].H * o.kh;
+      Rect f{in.H, 0, in.W, 0};
+      span(iy + r.y0 * o.kh, r.h() * o.kh, &f.y0, &f.y1);
+      span(ix + r.x0 * o.kw, r.w() * o.kw, &f.x0, &f.x1);
+      return f;
+    }
+    case kDepthToSpace:
+      return {r.y0 / o.kh, (r.y1 - 1) / o.kh + 1, r.x0 / o.kw, (r.x1 - 1) / o.kw + 1};
+    case kSpaceToDepth: return {r.y0 * o.kh, r.y1 * o.kh, r.x0 * o.kw, r.x1 * o.kw};
+    case kBinary:
+      if (in.H == 1 && in.W == 1) return {0, 1, 0, 1};
+      return r;
+    default:
+      return {r.y0 / o.fh[i], (r.y1 - 1) / o.fh[i] + 1, r.x0 / o.fw[i], (r.x1 - 1) / o.fw[i] + 1};
+  }
+}
+
+void list_regions(Run& run, const Op& o, int s) {
+  const Tensor& t = run.call.tensors[o.out];
+  View out = run.view(o.out, s);
+  run.open(out, s);
+  const bool always = run.fresh(s) || out.restless();
+  bool changed = always || out.has_stale();
+  for (int i = 0; i < o.nsrc; i++) changed |= run.view(o.src[i], s).changed();
+  if (!changed) return;
+  for (int y = 0; y < t.H; y += kRegion)
+    for (int x = 0; x < t.W; x += kRegion) {
+      const Rect r{y, y + kRegion < t.H ? y + kRegion : t.H, x, x + kRegion < t.W ? x + kRegion : t.W};
+      bool touch = always;
+      for (int i = 0; i < o.nsrc && !touch; i++) {
+        const View src = run.view(o.src[i], s);
+        const Rect f = footprint(run, o, *src.t, i, r);
+        // Where a window lies beyond the edge it reads no source.
+        touch = f.y1 > 0 && f.x1 > 0 && src.changed_in(f.y0, f.y1, f.x0, f.x1);
+      }
+      if (touch || out.stale_in(r)) run.items.push_back({r, s, 0, 0, touch ? kFire : kClean});
+    }
+}
+
+}  // namespace
+
+void run_pixels(Run& run, const Op& o) {
+  for (int s = 0; s < run.call.B; s++) list_regions(run, o, s);
+  const Tensor& t = run.call.tensors[o.out];
+  run.dispatch(region_item, (int)run.items.size(), run.items.size() * 8. * t.Cs * 1e-3);
+}
+
+}  // namespace SKC_ISA
+}  // namespace skc

@@ -32,6 +32,10 @@ class ImageError(ValueError):
     """A file that is no image, or no whole one."""
 
 
+class NoImageError(ImageError):
+    """A file of another kind."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Header:
     """What a file says about its picture.
@@ -161,7 +165,7 @@ def header(data: bytes, what: str, whole: bool = True) -> Header:
     """
     parse = next((parse for magic, parse in _KINDS if magic.match(data)), None)
     if parse is None:
-        raise ImageError(
+        raise NoImageError(
             f"{what} is no PNG, JPEG, WebP, BMP or TIFF image; convert it or fetch it again."
         )
     try:

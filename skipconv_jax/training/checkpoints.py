@@ -194,7 +194,8 @@ class Checkpoints:
     def _read(self, step: int, args: Any) -> Any:
         if self._manager is not None:
             return self._manager.restore(step, args=args)
-        options = ocp.CheckpointManagerOptions(read_only=True)
+        # What reading only implies, said: Orbax warns where it has to infer it.
+        options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
         with ocp.CheckpointManager(
             self.directory, options=options, item_names=("state", "data")
         ) as manager:

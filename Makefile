@@ -25,7 +25,7 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 	touch $@
 
 demo: $(VENV)/.runtime
-	$(BIN)/python -m skipconv_jax.demo --workdir $(DEMO_DIR)
+	$(BIN)/python -m skipconv_jax demo --workdir $(DEMO_DIR)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,69 +1,11 @@
-"""Finds a plan of gates for a trained network: `python calibrate.py --config FILE --budget B`.
+"""Finds gates for a trained network: `python calibrate.py --config FILE --budget macs=30%`.
 
-B is macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME, per frame after the reference frame. `--clip` is
-a video, a folder of images or a data set like the config's, which is the default. Of a video the
-second half is held out, of a data set the test clips; exit code 3 if held-out frames do not keep
-the budget. Writes the plan. Run it with `--config.skip.plan=FILE` in eval.py and stream.py, or
-`skip(fn, Plan.load(FILE))`.
+The same as `skipconv calibrate`, for a checkout; `--help` says more.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+import sys
 
-from absl import flags
-
-from skipconv_jax.commands import common
-from skipconv_jax.commands.calibrate import Settings, find_plan, report
-from skipconv_jax.experiment import build
-from skipconv_jax.ops import POLICY_NAMES
-from skipconv_jax.tuning import Budget
-from skipconv_jax.tuning.gate_plan import GATES
-
-flags.adopt_module_key_flags(common)
-_BUDGET = flags.DEFINE_string("budget", None, "macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME")
-_CLIP = flags.DEFINE_string("clip", None, "video, images or data set; default the config's data")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
-_POLICY = flags.DEFINE_enum("policy", "closed_loop", POLICY_NAMES, "what the plan is to run under")
-_NORM = flags.DEFINE_enum("norm", "input_norm", sorted(GATES), "gate whose thresholds are sought")
-_BLOCKS = flags.DEFINE_list("blocks", ["4", "8"], "block sizes to choose from, per layer")
-_FRAMES = flags.DEFINE_integer("frames", 32, "frames to calibrate on, and to check", lower_bound=2)
-_STREAMS = flags.DEFINE_integer("streams", 4, "clips of the data set to take", lower_bound=1)
-_LABELS = flags.DEFINE_bool("labels", False, "drop against labels, not of agreement")
-_OUT = flags.DEFINE_string("out", None, "file to write (default <workdir>/plan.json)")
-
-BROKEN = 3
-
-
-def main(argv: Sequence[str]) -> int:
-    """Calibrates, prints, writes and returns the exit code."""
-    common.no_arguments(argv)
-    if _BUDGET.value is None:
-        raise ValueError("`budget` (=None) must be macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME.")
-    try:
-        blocks = tuple(int(block) for block in _BLOCKS.value)
-    except ValueError as error:
-        raise ValueError(f"`blocks` (={_BLOCKS.value}) must be integers.") from error
-    experiment = build(common.CONFIG.value)
-    spec = _CHECKPOINT.value or common.trained_phase(common.workdir())
-    _, weights = common.load_weights(experiment, spec)
-    settings = Settings(
-        Budget.parse(_BUDGET.value, experiment.table().macs),
-        _CLIP.value,
-        _POLICY.value,
-        _NORM.value,
-        blocks,
-        _FRAMES.value,
-        _STREAMS.value,
-        _LABELS.value,
-    )
-    plan = find_plan(experiment, weights["model"], settings)
-    out = Path(_OUT.value) if _OUT.value else common.workdir() / "plan.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    plan.save(out)
-    print(report(plan))
-    print(f"wrote {out}")
-    return 0 if plan.note("held_out")["kept"] else BROKEN
-
+from skipconv_jax.commands.cli import main
 
 if __name__ == "__main__":
-    common.run(main, "python calibrate.py --config FILE --budget macs=30% [--clip VIDEO]")
+    sys.exit(main(["calibrate", *sys.argv[1:]], "python calibrate.py"))

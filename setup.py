@@ -1,17 +1,20 @@
 """Compiles the native CPU engine at installation where a compiler and XLA's headers are there.
 
 Everything else is in pyproject.toml. Without them the package installs all the same, runs on plain
-XLA, and `skipconv_jax.native.status()` says so.
+XLA, and `skipconv_jax.native.status()` says so. The configurations of `configs/` travel inside the
+package, where `--config NAME` finds them.
 """
 
 import importlib.util
 import pathlib
+import shutil
 from types import ModuleType
 
 from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 
-_NATIVE = pathlib.Path(__file__).parent / "skipconv_jax" / "native"
+_ROOT = pathlib.Path(__file__).parent
+_NATIVE = _ROOT / "skipconv_jax" / "native"
 
 
 def _builder() -> ModuleType:
@@ -25,11 +28,16 @@ def _builder() -> ModuleType:
 
 
 class BuildWithEngine(build_py):
-    """Copies the package, then adds the engine's library to it."""
+    """Copies the package, then adds the configurations and the engine's library to it."""
 
     def run(self) -> None:
         """Never fails for want of the engine."""
         super().run()
+        if not self.editable_mode:
+            shipped = pathlib.Path(self.build_lib) / "skipconv_jax" / "configs"
+            shipped.mkdir(parents=True, exist_ok=True)
+            for config in sorted((_ROOT / "configs").glob("*.py")):
+                shutil.copyfile(config, shipped / config.name)
         build = _builder()
         inside = pathlib.Path(self.build_lib) / "skipconv_jax" / "native"
         folder = _NATIVE if self.editable_mode else inside

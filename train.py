@@ -1,36 +1,11 @@
 """Trains a skipped network: `python train.py --config configs/hrnet_synthetic.py [--resume]`.
 
-The dense network first, then gates and network jointly; `--config.key=value` changes one value,
-`--splits=1,2,3` trains one network per split of the data.
+The same as `skipconv train`, for a checkout; `--help` says more.
 """
 
-from collections.abc import Sequence
+import sys
 
-from absl import flags
-
-from skipconv_jax.commands import common
-from skipconv_jax.commands.train import PHASES, train
-from skipconv_jax.experiment.detection import FLOW
-
-flags.adopt_module_key_flags(common)
-_PHASE = flags.DEFINE_enum(
-    "phase", "all", ["all", *PHASES, FLOW], "phase to train; flow is a baseline of detectors"
-)
-_RESUME = flags.DEFINE_bool("resume", False, "continue from the newest checkpoints of the workdir")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Trains and returns the exit code."""
-    common.no_arguments(argv)
-    phases = PHASES if _PHASE.value == "all" else (_PHASE.value,)
-    folder = common.workdir()
-    for split in common.splits():
-        config = common.of_split(common.CONFIG.value, split)
-        train(config, folder / f"split{split}", phases, _RESUME.value)
-    if not common.splits():
-        train(common.CONFIG.value, folder, phases, _RESUME.value)
-    return 0
-
+from skipconv_jax.commands.cli import main
 
 if __name__ == "__main__":
-    common.run(main, "python train.py --config FILE [--workdir DIR] [--resume]")
+    sys.exit(main(["train", *sys.argv[1:]], "python train.py"))

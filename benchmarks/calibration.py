@@ -12,18 +12,19 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmarks.policy_data import arguments, headline, labelled, left_dense, network, save, table
+from benchmarks.policy_data import arguments, headline, labelled, left_dense, network, save
 from skipconv_jax import skip
 from skipconv_jax.commands.calibrate import accuracy
 from skipconv_jax.ops import POLICIES, POLICY_NAMES, InputNormGate, OutputNormGate
 from skipconv_jax.tuning import Budget, Measured, Runner, choose, measure_sensitivity
 from skipconv_jax.tuning.choose import choose_for_macs
 from skipconv_jax.tuning.search import gate_params, net_for, settle
+from skipconv_jax.viz.tables import markdown
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-_SHARED = {
+_SHARED: dict[str, tuple[Any, np.ndarray]] = {
     "input_norm": (InputNormGate, np.geomspace(0.008, 0.6, 8)),
     "output_norm": (OutputNormGate, np.geomspace(0.0006, 0.045, 8)),
 }
@@ -119,9 +120,9 @@ def _report(points: list[dict[str, Any]], args: Any, figure: str, best: float) -
             f"Policy `{args.policy}`, block {args.block}, {args.streams} x {args.held_out} held-out"
             f" frames, dense {figure} {100 * best:.2f}. MACs: share of dense, reference frame left "
             "out. Error: relative, of the outputs, against the dense network.",
-            table(["thresholds", "setting", "MACs", "error", figure], rows),
+            markdown(["thresholds", "setting", "MACs", "error", figure], rows),
             "At equal MACs, against the better shared gate (interpolated):",
-            table(["MACs", "shared: error", "calibrated: error", "gain"], gains),
+            markdown(["MACs", "shared: error", "calibrated: error", "gain"], gains),
         ]
     )
     save(args.out, f"calibration_{args.name}", text, points)

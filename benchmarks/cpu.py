@@ -75,7 +75,9 @@ class Contest:
 
     def at(self, threshold: float) -> Constants:
         """Constants with one threshold for all layers."""
-        return self.plan.with_gates({name: {"threshold": threshold} for name in self.names})
+        return self.plan.with_gates(
+            {name: {"threshold": jnp.float32(threshold)} for name in self.names}
+        )
 
     def play(self, constants: Constants, frames: Sequence[jax.Array]) -> tuple[np.ndarray, float]:
         """Seconds per frame after the first, and mean MACs of those frames, of all streams."""

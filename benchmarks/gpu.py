@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -123,8 +124,8 @@ def least_bytes(table: macs.Table, share: float | None, itemsize: int) -> float:
             total += (inputs + outputs) * itemsize
             continue
         b = row.gate.block
-        halo = np.prod(
-            [t / (b * s) for t, s in zip(row.conv.tile(b), row.conv.strides, strict=True)]
+        halo = math.prod(
+            t / (b * s) for t, s in zip(row.conv.tile(b), row.conv.strides, strict=True)
         )
         total += 3 * inputs * itemsize + share * (halo * inputs * itemsize + 2 * outputs * 4)
     weights = {

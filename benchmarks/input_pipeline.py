@@ -24,7 +24,7 @@ from skipconv_jax.data.pipeline import make_train_iterator
 from skipconv_jax.data.prepare import prepare
 from skipconv_jax.data.sources import open_clips
 from skipconv_jax.data.synthetic_pose import Scene, generate
-from skipconv_jax.experiment import DENSE, build
+from skipconv_jax.tasks import DENSE, build
 from skipconv_jax.training.step import make_step
 
 _SCENE = Scene(height=180, width=240, frames=24)

@@ -27,7 +27,9 @@ class _Onnx:
         from onnx import TensorProto, helper, numpy_helper
 
         self._helper, self._array, self._float = helper, numpy_helper.from_array, TensorProto.FLOAT
-        self.graph, self.nodes, self.constants, self._count = graph, [], [], 0
+        self.graph, self._count = graph, 0
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
 
     def constant(self, value: np.ndarray) -> str:
         """Name of a new initializer."""
@@ -189,7 +191,12 @@ def torch_runner(graph: g.Graph, threads: int) -> Runner:
         "swish": functional.silu,
         "logistic": torch.sigmoid,
     }
-    binary = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
+    binary: dict[str, Any] = {
+        "add": torch.add,
+        "sub": torch.sub,
+        "mul": torch.mul,
+        "div": torch.div,
+    }
 
     def padded(v: Any, pads: Any, value: float = 0.0) -> tuple[Any, tuple[int, ...]]:
         """Uneven padding as an operation of its own, even padding for the operation to do."""

@@ -30,11 +30,11 @@ from benchmarks.policy_data import (
     relative,
     save,
     squares,
-    table,
     video,
 )
 from skipconv_jax import macs, skip
 from skipconv_jax.ops import POLICIES, InputNormGate
+from skipconv_jax.viz.tables import markdown
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -174,7 +174,7 @@ def _tables(points: list[dict[str, Any]], figure: str) -> str:
             else f"{figure} against the dense network's answers"
         )
         parts.append(
-            f"### {source}\n\nMACs / relative output error / {scored}\n\n" + table(header, rows)
+            f"### {source}\n\nMACs / relative output error / {scored}\n\n" + markdown(header, rows)
         )
     return "\n\n".join(parts)
 

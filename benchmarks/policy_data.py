@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipconv_jax import config as configs
-from skipconv_jax.commands.calibrate import answers, first_frames, judge
+from skipconv_jax.commands.calibrate import first_frames, judge
 from skipconv_jax.commands.common import load_weights
-from skipconv_jax.experiment import Experiment, build
 from skipconv_jax.streaming.sources import Source
+from skipconv_jax.tasks import Experiment, build
 
 
 class Clip(NamedTuple):
@@ -86,7 +86,7 @@ def quality(
 
     Against labels, or without them against what the dense network says.
     """
-    return judge(experiment, seen, answers(experiment, dense) if labels is None else labels)
+    return judge(experiment, seen, experiment.answers(dense) if labels is None else labels)
 
 
 def squares(tree: Any) -> jax.Array:
@@ -98,12 +98,6 @@ def squares(tree: Any) -> jax.Array:
 def relative(error: np.ndarray, size: np.ndarray) -> float:
     """||y~ - y|| / ||y|| from sums of squares."""
     return float(np.sqrt(error.sum() / max(size.sum(), 1e-12)))
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def save(out: Path, name: str, text: str, data: Any) -> None:

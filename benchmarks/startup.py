@@ -61,7 +61,7 @@ def _jax_way(way: str, name: str) -> dict[str, float]:
     elif way == "native plan":
         # Under jit the state that `net.apply` would need is never made.
         gates = jax.jit(lambda v: net.init(v, frame)[0]["gates"])(variables)
-        plan = compile_plan(net, {"model": variables, "gates": gates}, frame)
+        plan: Any = compile_plan(net, {"model": variables, "gates": gates}, frame)
         del variables
         kept = [plan.init_state()]
         state_bytes = plan.state_bytes()

@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from benchmarks.policy_data import Clip, arguments, network, save, table, video
+from benchmarks.policy_data import Clip, arguments, network, save, video
 from skipconv_jax import macs, skip
 from skipconv_jax.data.clips import mask_boxes
 from skipconv_jax.data.jhmdb_folder import JhmdbFolder
 from skipconv_jax.data.synthetic_pose import Scene, render_clip
 from skipconv_jax.ops import POLICIES, InputNormGate
 from skipconv_jax.tasks.pose import Pck
+from skipconv_jax.viz.tables import markdown
 from skipconv_jax.warp import (
     Carried,
     Flow,
@@ -250,7 +251,7 @@ def _tables(points: list[dict[str, Any]]) -> str:
         "joints agree",
         "PCK@.2",
     ]
-    return table(header, rows) + "\n\n" + table(columns, whole)
+    return markdown(header, rows) + "\n\n" + markdown(columns, whole)
 
 
 def _plot(points: list[dict[str, Any]], path: Path) -> None:

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from paper import networks
-from paper.report import markdown
 from paper.setting import Row, Setting, guarded, parser, setting
 from paper.table3 import BETA
+from skipconv_jax.viz.tables import markdown
 
 METHODS = ("spatial", "weight", "l0")
 

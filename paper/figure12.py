@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from paper import networks
-from paper.figure36 import _clip, _enlarged
+from paper.figure36 import enlarged, held_out_clip
 from paper.report import Claim, Report, picture
 from paper.setting import Row, Setting, command
 from paper.table3 import BETA
@@ -68,16 +68,16 @@ def residual(before: np.ndarray, now: np.ndarray) -> np.ndarray:
 
 def run(setting: Setting) -> None:
     """Draws and writes everything."""
-    clip = _clip(setting, 8)
+    clip = held_out_clip(setting, 8)
     net, params = networks.gated_network(setting, beta=BETA)
     table, found = masks(setting, net, params, clip)
     names = layers(table)
     pictures = []
     for t in (1, 5):
-        pictures.append(draw.caption(_enlarged(clip[t]), f"frame {t + 1}"))
-        pictures.append(draw.caption(_enlarged(residual(clip[t - 1], clip[t])), "residual"))
+        pictures.append(draw.caption(enlarged(clip[t]), f"frame {t + 1}"))
+        pictures.append(draw.caption(enlarged(residual(clip[t - 1], clip[t])), "residual"))
         for name in names:
-            image = draw.overlay_firing(_enlarged(clip[t]), found[t][name])
+            image = draw.overlay_firing(enlarged(clip[t]), found[t][name])
             pictures.append(draw.caption(image, f"{name} {100 * found[t][name].mean():.1f} %"))
     sheet = draw.contact_sheet(pictures, columns=2 + len(names))
     picture(networks.results_folder(setting) / "figure12.png", sheet)

@@ -25,7 +25,7 @@ PAPER = (
 _ZOOM = 2
 
 
-def _clip(setting: Setting, frames: int) -> np.ndarray:
+def held_out_clip(setting: Setting, frames: int) -> np.ndarray:
     """The first test clip, as the network sees it: `(T, H, W, 3)` uint8."""
     batch = next(iter(networks._batches(setting, frames)))
     return np.asarray(batch["frames"][0])
@@ -47,13 +47,13 @@ def _stream(
     return np.asarray(reading.outputs)[:, 0], gmac, where
 
 
-def _enlarged(image: np.ndarray) -> np.ndarray:
+def enlarged(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, None, fx=_ZOOM, fy=_ZOOM, interpolation=cv2.INTER_LINEAR)
 
 
 def masks(setting: Setting) -> list[Row]:
     """Figure 3: one frame's map of computed places for every block size."""
-    clip = _clip(setting, 8)
+    clip = held_out_clip(setting, 8)
     shown = (1, 3, 5)
     pictures, rows = [], []
     blocks = (1, 4) if setting.quick else (1, 2, 4, 8)
@@ -66,7 +66,7 @@ def masks(setting: Setting) -> list[Row]:
         rows.append({"figure": 3, "block": block, "gmac": gmac.tolist()})
         for t in shown:
             share = np.zeros((1, 1)) if where is None else where[t]
-            image = draw.overlay_firing(_enlarged(clip[t]), share)
+            image = draw.overlay_firing(enlarged(clip[t]), share)
             text = f"{block}x{block}  frame {t + 1}  {gmac[t]:.4f} GMAC"
             pictures.append(draw.caption(image, text))
     sheet = draw.contact_sheet(pictures, columns=len(shown))
@@ -76,7 +76,7 @@ def masks(setting: Setting) -> list[Row]:
 
 def predictions(setting: Setting) -> list[Row]:
     """Figure 6: dense above, skipped below, GMAC of every frame."""
-    clip = _clip(setting, 8)
+    clip = held_out_clip(setting, 8)
     dense = skip(setting.experiment.predict, [("*", None)])
     runs = {
         "HRNet": (dense, {"model": networks.dense_network(setting), "gates": {}}),
@@ -90,7 +90,7 @@ def predictions(setting: Setting) -> list[Row]:
             {"figure": 6, "network": name, "gmac": gmac.tolist(), "joints": joints.tolist()}
         )
         for t in shown:
-            image = draw.draw_pose(_enlarged(clip[t]), joints[t] * _ZOOM)
+            image = draw.draw_pose(enlarged(clip[t]), joints[t] * _ZOOM)
             pictures.append(draw.caption(image, f"{name}  {gmac[t]:.4f} GMAC"))
     sheet = draw.contact_sheet(pictures, columns=len(shown))
     picture(networks.results_folder(setting) / "figure36-predictions.png", sheet)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from matplotlib import pyplot as plt
 from ml_collections import ConfigDict
 
-from paper.phases import trained_phase
+from paper.phases import trained_weights
 from paper.report import Claim, Report, best_at
 from paper.setting import ROOT, Row, Setting, command
 from skipconv_jax import config as configs
@@ -31,8 +31,8 @@ from skipconv_jax.commands.evaluate import (
     make_skipped,
 )
 from skipconv_jax.data.synthetic_traffic import TrafficScene, generate
-from skipconv_jax.experiment import DENSE, GATED, build
-from skipconv_jax.experiment.detection import FLOW
+from skipconv_jax.tasks import DENSE, GATED, build
+from skipconv_jax.tasks.detection.experiment import FLOW
 
 PAPER = (
     ("detector", "AP", "GMAC"),
@@ -111,7 +111,7 @@ class Detector:
 
     def _weights(self, name: str, config: ConfigDict | None = None, phase: str = "") -> Any:
         experiment = build(config or self._config)
-        return trained_phase(self._where, experiment, name, self._folder, 0, phase or name)
+        return trained_weights(self._where, experiment, name, self._folder, 0, phase or name)
 
     def _videos(self) -> Any:
         return self._experiment.clips("test")
@@ -249,7 +249,9 @@ def run(where: Setting) -> None:
         where.check_computes("figure4")
     where.out.mkdir(parents=True, exist_ok=True)
     plot(sizes, where.out / "figure4.png")
-    lines, rows, found = [], [], []
+    lines: list[Sequence[str]] = []
+    rows: list[Row] = []
+    found: list[Claim] = []
     for size, (dense, methods) in sizes.items():
         for method, row in [("dense", dense)] + [(m, r) for m, rs in methods.items() for r in rs]:
             lines.append(

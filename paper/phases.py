@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from paper.setting import Setting
-from skipconv_jax.experiment import Experiment
+from skipconv_jax.tasks import Experiment
 from skipconv_jax.training.checkpoints import Checkpoints
 from skipconv_jax.training.loop import Options, run
 
 
-def trained_phase(
+def trained_weights(
     where: Setting, experiment: Experiment, name: str, folder: Path, seed: int, saved_as: str
 ) -> dict[str, Any]:
     """Weights of a finished phase; trains what is missing of it.

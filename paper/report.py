@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from paper.setting import SEEDS, Row, Setting, commit
+from skipconv_jax.viz.tables import markdown
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -98,17 +99,6 @@ class Report:
         path = setting.out / f"{self.name}.json"
         path.write_text(json.dumps(payload, indent=1) + "\n", encoding="utf-8")
         print(table)
-
-
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, columns aligned."""
-    cells = [list(header), *(list(line) for line in lines)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    drawn = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    return "\n".join([drawn[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *drawn[1:]])
 
 
 def spread(row: Row, name: str, digits: int) -> str:

@@ -20,10 +20,10 @@ from skipconv_jax import SkipNet
 from skipconv_jax import config as configs
 from skipconv_jax.data import synthetic_pose
 from skipconv_jax.data.clips import PoseClip
-from skipconv_jax.experiment import Experiment, build
 from skipconv_jax.macs import Table
 from skipconv_jax.models.layers import BasicBlock, ConvBN, Normal, conv
 from skipconv_jax.streaming.runner import Streamer
+from skipconv_jax.tasks import Experiment, build
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]
@@ -202,7 +202,7 @@ def guarded(run: Callable[[Setting], None], where: Setting) -> int:
 @contextlib.contextmanager
 def _kept_programs(folder: Path) -> Iterator[None]:
     """XLA keeps what it compiles in `folder`: half of a short training is its compilation."""
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", before or str(folder))
     compilation_cache.reset_cache()
     try:

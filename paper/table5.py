@@ -12,13 +12,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from paper.phases import trained_phase
+from paper.phases import trained_weights
 from paper.report import Claim, Report, curves
 from paper.setting import ROOT, Row, Setting, guarded, parser, setting
 from skipconv_jax import config as configs
 from skipconv_jax.commands.evaluate import Result, evaluate_dense, evaluate_skipped
 from skipconv_jax.data import synthetic_pose
-from skipconv_jax.experiment import DENSE, GATED, build
+from skipconv_jax.tasks import DENSE, GATED, build
 
 PAPER = (
     ("network", "top-1", "GMAC / video"),
@@ -72,8 +72,8 @@ def measure(where: Setting, config: ConfigDict, seed: int) -> list[Row]:
 
     def compute() -> Row:
         clips, folder = experiment.clips("test"), where.workdir / f"tsn-seed{seed}"
-        dense = trained_phase(where, experiment, DENSE, folder, seed, DENSE)["model"]
-        gated = trained_phase(where, experiment, GATED, folder, seed, GATED)
+        dense = trained_weights(where, experiment, DENSE, folder, seed, DENSE)["model"]
+        gated = trained_weights(where, experiment, GATED, folder, seed, GATED)
         rows = []
         for segments in config.eval.segments:
             name = f"TSN-{segments}"

@@ -2,12 +2,13 @@
 
 A config file is Python with `get_config(arg="")` returning an `ml_collections.ConfigDict`; its
 docstring is the run card. `python train.py --config configs/x.py --config.gated.beta=1e-4` changes
-one value, `--config configs/x.py:arg` hands `arg` to the file.
+one value, `--config configs/x.py:arg` hands `arg` to the file. Those of `configs/` ship with the
+package and are found by name, too: `skipconv train --config hrnet_synthetic`.
 """
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from skipconv_jax import Rule
+from skipconv_jax.entries import find
 from skipconv_jax.ops import (
     POLICIES,
     AlwaysGate,
@@ -24,7 +26,7 @@ from skipconv_jax.ops import (
     InputNormGate,
     OutputNormGate,
 )
-from skipconv_jax.tuning.gate_plan import Plan
+from skipconv_jax.tuning.gate_plan import GatePlan
 
 GATES: dict[str, type] = {
     "input_norm": InputNormGate,
@@ -68,12 +70,14 @@ def base() -> ConfigDict:
     # Detection: fields of `DetectionTask` but the network's size, levels and anchor scale.
     config.detection = ConfigDict({"candidates": 5000, "keep": 100}, type_safe=False)
     # `gate`: default gate of all convolutions; `rules`: ((pattern, None or gate settings), ...).
-    # `plan`: a file of calibrate.py, which takes the place of gate, rules and policy.
+    # `gate_plan`: a file of calibrate.py, which takes the place of gate, rules and policy; `plan`
+    # is what it was called in 0.1.0.
     config.skip = ConfigDict(
         {
             "gate": ConfigDict({"name": "gumbel", "block": 8}, type_safe=False),
             "policy": "previous",
             "rules": (),
+            "gate_plan": "",
             "plan": "",
             "implementation": None,
         },
@@ -116,7 +120,7 @@ def base() -> ConfigDict:
             "batch": 8,
             "reset_every": 8,
             "max_clips": 0,
-            "convention": "extent",  # of PCK, or 'pixels'; see tasks.pose.Pck
+            "convention": "extent",  # of PCK, or 'pixels'; see tasks.pose.metrics.Pck
             "drop_ignored": False,  # detection: what ignored regions cover does not count
         }
     )
@@ -127,16 +131,59 @@ def base() -> ConfigDict:
     return config
 
 
+def shipped() -> dict[str, Path]:
+    """The configurations that come with the package, by name; in a checkout those of `configs/`."""
+    package = Path(__file__).parent
+    folder = package / "configs"
+    if not folder.is_dir():
+        folder = package.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.py"))}
+
+
+def locate(spec: str) -> str:
+    """`FILE[:ARG]` of `FILE[:ARG]` or `NAME[:ARG]`, a name being one of `shipped()`.
+
+    `configs/NAME.py`, which run cards and the documentation write, is found anywhere; a file that
+    is there is taken first. What names nothing is returned as it is.
+    """
+    name, colon, arg = spec.partition(":")
+    path = Path(name)
+    if path.is_file():
+        return spec
+    known = shipped()
+    for given in (path.stem if path.parent == Path("configs") else "", name):
+        if given in known:
+            return f"{known[given]}{colon}{arg}"
+    return spec
+
+
+def locate_flag(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments in which `--config` names a file, as absl's flag takes it."""
+    located, after = [], False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if after:
+            located.append(locate(argument))
+        elif equals and name in ("--config", "-config"):
+            located.append(f"{name}={locate(value)}")
+        else:
+            located.append(argument)
+        after = not after and argument in ("--config", "-config")
+    return located
+
+
 def load(spec: str) -> ConfigDict:
-    """The configuration of `path/to/file.py` or `path/to/file.py:arg`, unchanged.
+    """The configuration of `path/to/file.py[:arg]` or `name[:arg]`, unchanged.
 
     Raises:
       ValueError: no such file, or it has no `get_config`.
     """
-    name, _, arg = spec.partition(":")
+    name, _, arg = locate(spec).partition(":")
     path = Path(name)
     if path.suffix != ".py" or not path.is_file():
-        raise ValueError(f"`config` (={name!r}) must be an existing .py file; see configs/.")
+        raise ValueError(
+            f"`config` (={name!r}) must be an existing .py file or one of {', '.join(shipped())}."
+        )
     found = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if found is None or found.loader is None:
         raise ValueError(f"`config` (={name!r}) must be a Python file; see configs/.")
@@ -160,21 +207,32 @@ def filename() -> str:
 
 
 def gate(settings: Any) -> Any:
-    """The gate of `{'name': ..., block, threshold, ...}`.
+    """The gate of `{'name': ..., block, threshold, ...}`; `name` may be `module:class` of your own.
 
     Raises:
       ValueError: an unknown gate or an argument it does not have.
     """
     options = dict(settings)
     name = options.pop("name", None)
-    if name not in GATES:
-        raise ValueError(f"`gate.name` (={name!r}) must be one of {sorted(GATES)}.")
+    make = _named(name, GATES, "gate.name")
     try:
-        return GATES[name](**options)
+        return make(**options)
     except TypeError as error:
         raise ValueError(
             f"`gate` (={options}) must hold arguments of {name!r}: {error}."
         ) from error
+
+
+def _named(name: Any, known: Mapping[str, Any], argument: str) -> Any:
+    """What a name stands for: one of `known`, or `module:object`."""
+    if name in known:
+        return known[name]
+    if ":" in str(name):
+        return find(str(name), argument)
+    raise ValueError(
+        f"`{argument}` (={name!r}) must be one of {', '.join(sorted(known))}, or `module:class` of "
+        "your own."
+    )
 
 
 def set_gate(
@@ -212,18 +270,17 @@ def skip_options(config: ConfigDict) -> dict[str, Any]:
     """Keyword arguments of `skip(fn, ...)` for this configuration.
 
     Raises:
-      ValueError: an unknown gate or policy, or a plan that can't be read.
+      ValueError: an unknown gate or policy, or a gate plan that can't be read.
     """
     settings = config.skip
-    if settings.plan:
-        return {"rules": Plan.load(settings.plan), "implementation": settings.implementation}
-    if settings.policy not in POLICIES:
-        raise ValueError(f"`skip.policy` (={settings.policy!r}) must be one of {sorted(POLICIES)}.")
+    if saved := settings.gate_plan or settings.get("plan"):
+        return {"rules": GatePlan.load(saved), "implementation": settings.implementation}
+    policy = _named(settings.policy, POLICIES, "skip.policy")
     rules = [(pattern, None if g is None else Rule(gate=gate(g))) for pattern, g in settings.rules]
     return {
         "rules": rules,
         "gate": gate(settings.gate),
-        "policy": POLICIES[settings.policy](),
+        "policy": policy(),
         "implementation": settings.implementation,
     }
 

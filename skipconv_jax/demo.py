@@ -1,4 +1,4 @@
-"""The whole system on any machine: `python -m skipconv_jax.demo --workdir runs/demo`.
+"""The whole system on any machine: `skipconv demo --workdir runs/demo`.
 
 Runs, one after the other, the commands a user would: generate synthetic clips, train a small HRNet
 dense and then gated, evaluate both on held-out clips, stream a clip nobody trained on. Each command
@@ -13,14 +13,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-CONFIG = "configs/hrnet_synthetic.py"
+CONFIG = "hrnet_synthetic"
 # The paper's claim, at the demo's scale: as good as dense within a point, at a third of the cost.
 _LEAST_DENSE, _MOST_LOST, _LEAST_REDUCTION = 0.90, 0.01, 3.0
 
 
 def commands(workdir: Path, data: Path) -> list[list[str]]:
-    """What the demo runs, each without the interpreter's name."""
-    generate = ["-m", "skipconv_jax.data.synthetic_pose"]
+    """What the demo runs, each without the program's name."""
+    generate = ["synthetic_pose"]
     run = ["--config", CONFIG, f"--config.data.root={data}", "--workdir", str(workdir)]
     unseen = workdir / "unseen"
     clip = unseen / "Rename_Images" / "walk" / "synthetic_walk_00002"
@@ -30,10 +30,10 @@ def commands(workdir: Path, data: Path) -> list[list[str]]:
     reset = ["--reset_every", "8"]
     return [
         [*generate, "--out", str(data), *small],
-        ["train.py", *run, "--resume"],
-        ["eval.py", *run],
+        ["train", *run, "--resume"],
+        ["eval", *run],
         [*generate, "--out", str(unseen), *large],
-        ["stream.py", str(clip), *run, "--out", str(workdir / "stream"), *reset],
+        ["stream", str(clip), *run, "--out", str(workdir / "stream"), *reset],
     ]
 
 
@@ -67,24 +67,21 @@ def summary(workdir: Path, seconds: dict[str, float]) -> tuple[str, bool]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demo; returns 1 where a command fails or the target is missed."""
-    parser = argparse.ArgumentParser("python -m skipconv_jax.demo", description=__doc__)
+    parser = argparse.ArgumentParser("skipconv demo", description=__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
     parser.add_argument("--data", type=Path, default=Path("data/synthetic"))
     options = parser.parse_args(arguments)
-    if not Path(CONFIG).is_file():
-        print(f"error: {CONFIG} is not here; run the demo in the repository", file=sys.stderr)
-        return 2
     seconds: dict[str, float] = {}
     for command in commands(options.workdir, options.data):
-        print(f"\n$ python {' '.join(command)}", flush=True)
+        print(f"\n$ skipconv {' '.join(command)}", flush=True)
         since = time.monotonic()
-        code = subprocess.run([sys.executable, *command], check=False).returncode
+        code = subprocess.run(
+            [sys.executable, "-m", "skipconv_jax", *command], check=False
+        ).returncode
         if code:
             print(f"error: the command above ended with exit code {code}", file=sys.stderr)
             return 1
-        name = command[1] if command[0] == "-m" else command[0]
-        name = name.rpartition(".")[2] if command[0] == "-m" else name.removesuffix(".py")
-        seconds[name] = seconds.get(name, 0.0) + time.monotonic() - since
+        seconds[command[0]] = seconds.get(command[0], 0.0) + time.monotonic() - since
     table, reached = summary(options.workdir, seconds)
     (options.workdir / "demo.md").write_text(table, encoding="utf-8")
     print(f"\n{table}\nPictures: {options.workdir}/firing.png and {options.workdir}/stream/")

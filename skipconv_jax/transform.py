@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from skipconv_jax import macs
-from skipconv_jax.ops import SkipState, checks, init_state, skip_conv
+from skipconv_jax import checks, macs
+from skipconv_jax.ops import SkipState, init_state, skip_conv
 from skipconv_jax.ops.gates import Gate, InputNormGate
 from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.ops.masked_conv import implementation_name
@@ -122,7 +122,7 @@ class SkipNet:
         _check_made_by_init(params, state)
         if rng is not None:
             checks.key("rng", rng)
-        visitor = _Skipper(self, params, state, rng)
+        visitor = Skipper(self, params, state, rng)
         y, _ = evaluate(self.fn, params["model"], x, args, visitor)
         visitor.check_complete()
         return y, visitor.made
@@ -260,7 +260,7 @@ def skip(
     return SkipNet(fn, pairs, default, book)
 
 
-class _Skipper(Visitor):
+class Skipper(Visitor):
     """Replaces convolutions by `skip_conv`, collecting the new states."""
 
     def __init__(

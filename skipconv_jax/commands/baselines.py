@@ -1,4 +1,4 @@
-"""The video detectors of the paper's Figure 4, evaluated as the skipped network is."""
+"""Video networks to compare with (the paper's Figure 4), evaluated as the skipped network is."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from skipconv_jax.baselines.video_net import make_video_streamer
 from skipconv_jax.commands import common
 from skipconv_jax.commands.evaluate import Result, Streamed, evaluate_streamed
-from skipconv_jax.experiment import Experiment
-from skipconv_jax.experiment.detection import FLOW, DetectionExperiment
+from skipconv_jax.tasks import DENSE, Experiment
 
 
 def evaluate_baseline(
@@ -25,27 +24,21 @@ def evaluate_baseline(
     """A baseline on the test videos.
 
     Args:
-      experiment: of a detector.
-      dense: weights of the dense detector.
-      folder: of the run, whose phase `flow` holds the trained flow network.
+      experiment: of a task with baselines.
+      dense: weights of the dense network.
+      folder: of the run, whose phases hold what a baseline has trained.
       clips: as `experiment.clips` gives them.
-      name: one of `experiment.detection.BASELINES`.
+      name: one of `experiment.baselines`.
       interval: frames from one key frame to the next.
       length: frames of a piece, each of which begins with a key frame.
 
     Raises:
-      ValueError: another task than detection, or an unknown baseline.
+      ValueError: a baseline that the task has not.
     """
-    if not isinstance(experiment, DetectionExperiment):
-        raise ValueError(
-            f"`baseline` (={name!r}) must be left out for the task {experiment.config.task!r}: "
-            "these baselines are detectors."
-        )
-    variables = dense["model"]
-    if name == "feature_flow":
-        _, weights = common.load_weights(experiment, folder / FLOW)
-        variables = weights["model"]
     net = experiment.baseline(name, interval)
+    variables, phase = dense["model"], experiment.baseline_phase(name)
+    if phase != DENSE:
+        variables = common.load_weights(experiment, folder / phase)[1]["model"]
     streams = experiment.config.eval.batch
     frame = experiment.frame(streams)
     params, state = net.init(variables, frame)

@@ -10,19 +10,11 @@ import jax
 import numpy as np
 
 from skipconv_jax import macs
-from skipconv_jax.experiment import Experiment
 from skipconv_jax.ops import POLICIES
 from skipconv_jax.streaming.sources import Source, is_video
-from skipconv_jax.tasks.detection import DetectionTask
-from skipconv_jax.tasks.pose import PoseTask
-from skipconv_jax.tuning import Budget, Plan, calibrate
+from skipconv_jax.tasks import Experiment
+from skipconv_jax.tuning import Budget, GatePlan, calibrate
 from skipconv_jax.tuning.gate_plan import GATES
-
-# Without labels a joint agrees that lies within this share of the frame's longer side, which is
-# PCK@.2 of a box of this share of it.
-_NEAR = 0.05 / 0.2
-# Without labels these detections of the dense network are what should be found.
-_SURE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +24,7 @@ class Settings:
     Attributes:
       budget: to keep.
       clip: video, folder of images or data set like the config's, None for the config's own.
-      policy: name of the policy the plan is to run under.
+      policy: name of the policy the gates are to run under.
       norm: name of the gate whose thresholds are sought.
       blocks: sizes to choose from, per layer.
       frames: to calibrate on, and to check on.
@@ -58,8 +50,8 @@ class Frames:
     labels: dict[str, np.ndarray] | None
 
 
-def find_plan(experiment: Experiment, variables: Any, settings: Settings) -> Plan:
-    """The plan for a network and a budget.
+def find_gate_plan(experiment: Experiment, variables: Any, settings: Settings) -> GatePlan:
+    """The gate plan for a network and a budget.
 
     Raises:
       ValueError: too few frames, labels where there are none, or a budget that can't be kept.
@@ -170,12 +162,12 @@ def accuracy(
 
 def agreement(experiment: Experiment) -> Callable[[Any, Any], float] | None:
     """The same figure, the dense network's answers taken for the truth; None where it has none."""
-    if not isinstance(experiment.task, PoseTask | DetectionTask):
+    if not experiment.answers_for_labels:
         return None
     read = jax.jit(experiment.read)
 
     def score(outputs: Any, dense: Any) -> float:
-        return judge(experiment, read(outputs), answers(experiment, read(dense)))
+        return judge(experiment, read(outputs), experiment.answers(read(dense)))
 
     return score
 
@@ -187,46 +179,23 @@ def judge(experiment: Experiment, seen: Any, labels: Mapping[str, np.ndarray]) -
     return scorer.result()[experiment.figures[-1][0]]
 
 
-def answers(experiment: Experiment, seen: Any) -> dict[str, np.ndarray]:
-    """What a network read off frames `(T, B, ...)`, as labels of them."""
-    if isinstance(experiment.task, DetectionTask):
-        boxes, scores, labels = map(np.asarray, seen)
-        lead = scores.shape[:2]
-        return {
-            "boxes": boxes,
-            "labels": np.where(scores > _SURE, labels, -1),
-            "ignored": np.zeros((*lead, 0, 4), np.float32),
-            "annotated": np.ones(lead, bool),
-            "scale": np.ones(lead, np.float32),
-            "valid": np.ones(lead, bool),
-        }
-    joints = np.asarray(seen[0])
-    lead = joints.shape[:2]
-    return {
-        "joints": joints,
-        "visible": np.ones(joints.shape[:3], bool),
-        "size": np.full(lead, _NEAR * max(experiment.size), np.float32),
-        "scale": np.ones(lead, np.float32),
-        "valid": np.ones(lead, bool),
-    }
-
-
-def report(plan: Plan) -> str:
+def report(gate_plan: GatePlan) -> str:
     """What was found, in a few lines."""
-    budget, dense = plan.note("budget"), plan.note("dense_macs")
-    gates = [layer.gate for _, layer in plan.layers]
+    budget, dense = gate_plan.note("budget"), gate_plan.note("dense_macs")
+    gates = [layer.gate for _, layer in gate_plan.layers]
     lines = [
-        f"budget {budget['kind']} <= {budget['limit']:.6g}, policy {plan.policy}; "
+        f"budget {budget['kind']} <= {budget['limit']:.6g}, policy {gate_plan.policy}; "
         f"{len(gates)} convolutions, {sum(gate is None for gate in gates)} dense; "
-        f"{plan.note('dense_passes')} dense passes, {plan.note('skipped_runs')} skipped runs"
+        f"{gate_plan.note('dense_passes')} dense passes, "
+        f"{gate_plan.note('skipped_runs')} skipped runs"
     ]
     for part, name in (("calibration", "calibrated on"), ("held_out", "held out")):
-        seen = plan.note(part)
+        seen = gate_plan.note(part)
         time = "" if seen["ms"] is None else f", {seen['ms']:.2f} ms"
         lines.append(
             f"{name:13}  {seen['macs'] / macs.GIGA:.4f} GMAC ({100 * seen['macs'] / dense:.1f} % of"
             f" dense), drop {seen['drop']:.4f}, output error {seen['error']:.4f}{time}"
         )
-    if not plan.note("held_out")["kept"]:
+    if not gate_plan.note("held_out")["kept"]:
         lines.append("The held-out frames do NOT keep the budget: calibrate on more of them.")
     return "\n".join(lines)

@@ -1,22 +1,23 @@
 """What the commands share: exit codes, flags, and finding the weights a user means."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from skipconv_jax import config as configs
-from skipconv_jax.experiment import DENSE, GATED, Experiment
 from skipconv_jax.models.convert import from_torch, load_state
+from skipconv_jax.tasks import DENSE, GATED, Experiment
 from skipconv_jax.training.checkpoints import Checkpoints
 from skipconv_jax.training.loop import TrainingDiverged
 
 Tree = Any
 CONFIG = configs.flag()
-# With `flags.adopt_module_key_flags(common)` in a script, its --help shows these flags too.
+# With `flags.adopt_module_key_flags(common)` in a command, its --help shows these flags too.
 flags.declare_key_flag("config")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder of checkpoints and results (default runs/<name of the config>)"
@@ -65,34 +66,50 @@ def no_arguments(argv: Sequence[str]) -> None:
         raise ValueError(f"`arguments` (={argv[1:]}) must be flags; {hint}")
 
 
-def run(main: Callable[[Sequence[str]], int], usage: str) -> None:
-    """Runs a command: bad input and diverged training are one line on stderr and exit code 1."""
+def run(command: ModuleType, arguments: Sequence[str], program: str) -> int:
+    """Runs a command with flags: bad input and diverged training are one line on stderr and code 1.
+
+    Args:
+      command: a module of `commands.entry`: `main`, `USAGE` and a docstring for `--help`.
+      arguments: of the command line.
+      program: what the user typed before them.
+
+    Returns:
+      The exit code.
+    """
+    usage = f"usage: {program} {command.USAGE}"
 
     def guarded(argv: Sequence[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
             # Warnings of libraries would break into the progress line; ours are errors or output.
             logging.set_verbosity(logging.ERROR)
         if CONFIG.value is None:
-            print(f"error: --config is missing\nusage: {usage}", file=sys.stderr)
+            print(f"error: --config is missing\n{usage}", file=sys.stderr)
             return 2
         try:
-            return main(argv)
+            code: int = command.main(argv)
         except (ValueError, OSError, TrainingDiverged) as error:
             # A message for users, who can act on it; `-v=1` shows developers where it came from.
             if logging.get_verbosity() > 0:
                 raise
             print(f"error: {error}", file=sys.stderr)
             return 1
+        return code
 
-    app.run(guarded, flags_parser=lambda args: _parse(args, usage))
+    def parse(argv: Sequence[str]) -> list[str]:
+        if {"-h", "--help", "-help"} & set(argv[1:]):
+            print(f"{command.__doc__}\n{usage}\n{flags.FLAGS.module_help(command.__name__)}")
+            sys.exit(0)
+        try:
+            return flags.FLAGS([argv[0], *configs.locate_flag(argv[1:])])
+        except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
+            print(f"error: {error}\n{usage}", file=sys.stderr)
+            sys.exit(2)
 
-
-def _parse(args: Sequence[str], usage: str) -> list[str]:
     try:
-        return flags.FLAGS(args)
-    except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
-        print(f"error: {error}\nusage: {usage}", file=sys.stderr)
-        sys.exit(2)
+        app.run(guarded, argv=[program, *arguments], flags_parser=parse)
+    except SystemExit as end:
+        return int(end.code or 0)
 
 
 def workdir() -> Path:
@@ -135,7 +152,7 @@ def load_weights(experiment: Experiment, spec: str | Path) -> tuple[str, dict[st
     return f"{folder.parent.name}@{step}", weights
 
 
-def trained_phase(folder: Path) -> Path:
+def newest_phase(folder: Path) -> Path:
     """The newest phase of a run that has checkpoints: gated before dense.
 
     Raises:

@@ -12,10 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from skipconv_jax import macs
-from skipconv_jax.experiment import Experiment
 from skipconv_jax.program.canonical import for_this_backend
 from skipconv_jax.streaming.runner import Streamer, make_streamer
-from skipconv_jax.tasks.protocols import over_splits
+from skipconv_jax.tasks import Experiment
+from skipconv_jax.tasks.splits import over_splits
+from skipconv_jax.viz.tables import markdown
 
 Tree = Any
 
@@ -209,7 +210,7 @@ def with_gates(experiment: Experiment, weights: dict[str, Tree]) -> dict[str, Tr
 def report(experiment: Experiment, results: Sequence[Result]) -> str:
     """Results side by side: the task's figures, cost, firing per stage."""
     rows = [
-        (name, [_percent(r.scores[key]) for r in results])
+        [name, *(_percent(r.scores[key]) for r in results)]
         for key, name in experiment.figures
         if any(np.isfinite(r.scores[key]) for r in results)
     ]
@@ -220,14 +221,14 @@ def report(experiment: Experiment, results: Sequence[Result]) -> str:
     for name in ("dense_gmac", "gmac", "gate_gmac"):
         what = {"dense_gmac": "dense", "gmac": "spent", "gate_gmac": "gates"}[name]
         cells = [f"{k * getattr(r, name):.4f}" for r, k in zip(results, times, strict=True)]
-        rows.append((f"GMAC/{unit}, {what}", cells))
+        rows.append([f"GMAC/{unit}, {what}", *cells])
     rows += [
-        ("reduction", [f"{r.reduction:.2f}x" for r in results]),
-        ("frames", [str(r.frames) for r in results]),
+        ["reduction", *(f"{r.reduction:.2f}x" for r in results)],
+        ["frames", *(str(r.frames) for r in results)],
     ]
     stages = {stage: None for r in results for stage in r.firing}
     rows += [
-        (f"fired: {stage}", [f"{100 * r.firing.get(stage, np.nan):.1f}%" for r in results])
+        [f"fired: {stage}", *(f"{100 * r.firing.get(stage, np.nan):.1f}%" for r in results)]
         for stage in stages
     ]
     return markdown(["", *(r.label for r in results)], rows)
@@ -254,28 +255,13 @@ def split_report(
         for name, figures in table.items():
             shown = [_percent(figures[key]) for key, _ in experiment.figures]
             costs = [f"{figures['gmac']:.4f}", f"{figures['gate_gmac']:.4f}"]
-            rows.append((f"{how}, {name}", [*shown, *costs]))
+            rows.append([f"{how}, {name}", *shown, *costs])
     header = ["", *(name for _, name in experiment.figures), "GMAC/frame", "gates"]
     return markdown(header, rows), saved
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f}"
-
-
-def markdown(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A Markdown table, columns aligned."""
-    cells = [list(header), *([name, *values] for name, values in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(
-            zip(row, widths, strict=True))) + " |"
-        for row in cells
-    ]  # fmt: skip
-    rule = "|" + "|".join(
-        "-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)
-    )
-    return "\n".join([lines[0], rule + "|", *lines[1:]])
 
 
 def write(

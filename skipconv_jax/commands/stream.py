@@ -12,12 +12,11 @@ import jax
 import numpy as np
 
 from skipconv_jax import macs, native
-from skipconv_jax.commands.views import View, make_view
-from skipconv_jax.experiment import Experiment
 from skipconv_jax.plans.native import Plan, compile_plan
 from skipconv_jax.streaming.guards import Drift, Guard, SceneCut
 from skipconv_jax.streaming.runner import Reading, make_plan_streamer, make_streamer
 from skipconv_jax.streaming.sources import Frame, Source, VideoError, VideoWriter
+from skipconv_jax.tasks import Experiment, View
 from skipconv_jax.transform import SkipNet
 from skipconv_jax.viz import draw
 from skipconv_jax.viz.charts import Bins, stream_chart
@@ -75,7 +74,7 @@ class NetworkStream:
         self._experiment, self._settings = experiment, settings
         self._params: Any = params
         self._net = experiment.net()
-        self.view: View = make_view(experiment, settings.box, settings.min_score)
+        self.view: View = experiment.view(settings.box, settings.min_score)
         self.table = experiment.table(self._net)
         height, width = experiment.size
         self._guard = None

@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from skipconv_jax.config import check_unchanged
-from skipconv_jax.experiment import DENSE, GATED, build
+from skipconv_jax.tasks import DENSE, GATED, build
 from skipconv_jax.training.loop import Options, run
 
 PHASES = (DENSE, GATED)

@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from skipconv_jax.tasks.pose import MIRROR
+from skipconv_jax.data.skeleton import MIRROR
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)

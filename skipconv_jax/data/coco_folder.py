@@ -6,7 +6,7 @@ The JSON has `images` (`id`, `file_name` relative to the folder, `height`, `widt
 are those of one `video_id`, else those in one folder, ordered by `frame_id`, else by their names.
 
 For pose, a category must name its `keypoints` and each image hold at most one person; the names of
-`tasks.pose.JOINTS` are looked for, and joints that the data lacks are not visible.
+`data.skeleton.JOINTS` are looked for, and joints that the data lacks are not visible.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ import numpy as np
 
 from skipconv_jax.data.clips import PoseClip
 from skipconv_jax.data.labelled_videos import BoxTrack, VideoWindow, make_track
-from skipconv_jax.tasks.pose import JOINTS
+from skipconv_jax.data.skeleton import JOINTS
 
 # Category to the columns of its keypoints that are our joints (-1: missing), and their number.
 Columns = dict[int, tuple[list[int], int]]

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from skipconv_jax.data.figure import Motion
-from skipconv_jax.tasks.pose import JOINTS
+from skipconv_jax.data.skeleton import JOINTS
 
 LIMBS = ("sided", "plain")
 """`sided`: right limbs red and orange, left ones blue and green; `plain`: sides alike."""

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from skipconv_jax.tasks.pose import JOINTS
+from skipconv_jax.data.skeleton import JOINTS
 
 ACTIONS = ("squat", "stand", "walk", "wave")
 """Classes of synthetic clips; each prefers some kinds of bouts."""

@@ -20,7 +20,7 @@ from skipconv_jax.data import records
 from skipconv_jax.data.clips import LazyClips, PoseClip
 from skipconv_jax.data.figure import ACTIONS as SYNTHETIC_ACTIONS
 from skipconv_jax.data.jhmdb_folder import PARTS, JhmdbFolder
-from skipconv_jax.tasks.pose import JOINTS
+from skipconv_jax.data.skeleton import JOINTS
 
 SPLITS = (1, 2, 3)
 ACTIONS = (

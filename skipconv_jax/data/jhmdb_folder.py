@@ -17,7 +17,7 @@ import numpy as np
 import scipy.io
 
 from skipconv_jax.data.clips import PoseClip, check_frames, mask_boxes
-from skipconv_jax.tasks.pose import JOINTS, from_matlab
+from skipconv_jax.data.skeleton import JOINTS, from_matlab
 
 SUBSETS = ("full", "sub")
 PARTS = ("train", "test")

@@ -22,7 +22,7 @@ from skipconv_jax.data.draw_figure import LIMBS, draw_figure, random_clothes
 from skipconv_jax.data.figure import ACTIONS, random_motion
 from skipconv_jax.data.folders import PARTIAL, write_note, write_text
 from skipconv_jax.data.scenery import SensorNoise, random_background, random_distractors
-from skipconv_jax.tasks.pose import to_matlab
+from skipconv_jax.data.skeleton import to_matlab
 
 
 @dataclasses.dataclass(frozen=True)

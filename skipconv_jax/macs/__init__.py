@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from skipconv_jax.ops import checks
+from skipconv_jax import checks
 from skipconv_jax.ops.gates import Gate
 from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.ops.state import SkipState

@@ -1,32 +1,8 @@
-"""Prints the table of a configuration's network: `python -m skipconv_jax.macs --config FILE`."""
+"""`python -m skipconv_jax.macs --config FILE` is `skipconv macs --config FILE`."""
 
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from skipconv_jax import config, experiment
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table, writes it as JSON if asked; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        "python -m skipconv_jax.macs", description="Multiply-accumulates of every convolution."
-    )
-    parser.add_argument("--config", required=True, help="configs/x.py or configs/x.py:argument")
-    parser.add_argument("--json", type=Path, help="also write the table to this file")
-    options = parser.parse_args(arguments)
-    try:
-        table = experiment.build(config.load(options.config)).table()
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(table.to_json() + "\n", encoding="utf-8")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(table)
-    return 0
-
+from skipconv_jax.commands.entry.macs import main
 
 if __name__ == "__main__":
     sys.exit(main())

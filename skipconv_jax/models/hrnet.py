@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from skipconv_jax import checks
 from skipconv_jax.models.layers import (
     BasicBlock,
     Bottleneck,
@@ -24,7 +25,6 @@ from skipconv_jax.models.layers import (
     conv,
     upsample_nearest,
 )
-from skipconv_jax.ops import checks
 
 STRIDE = 32  # of the coarsest branch
 HEATMAP_STRIDE = 4

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from skipconv_jax.ops import checks
+from skipconv_jax import checks
 from skipconv_jax.ops.depthwise import depthwise
 
 Padding = str | Sequence[tuple[int, int]] | Sequence[int] | int

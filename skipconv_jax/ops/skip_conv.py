@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from skipconv_jax.ops import checks
+from skipconv_jax import checks
 from skipconv_jax.ops.gates import Gate, InputNormGate
 from skipconv_jax.ops.geometry import Conv, Padding, accumulation_dtype, per_stream, widen
 from skipconv_jax.ops.masked_conv import masked_conv

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from skipconv_jax.program.walk import Site, Visitor, evaluate, number_of_streams
-from skipconv_jax.transform import NetParams, NetState, SkipNet, _Skipper
+from skipconv_jax.transform import NetParams, NetState, SkipNet, Skipper
 
 Memory = Any
 
@@ -364,7 +364,7 @@ class _Dense(Visitor):
         return z
 
 
-class _First(_Skipper):
+class _First(Skipper):
     """Runs the first Skip-Convolution, then stops."""
 
     def __init__(self, net: SkipNet, params: NetParams, state: NetState) -> None:

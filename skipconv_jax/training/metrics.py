@@ -1,4 +1,4 @@
-"""Where figures go: JSON lines always, TensorBoard if asked, one line on the terminal."""
+"""Where figures go: JSON lines always, TensorBoard if asked, progress on the terminal."""
 
 import json
 import math
@@ -7,6 +7,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
+
+from rich import progress
+from rich.console import Console
 
 
 class Writer(Protocol):
@@ -90,12 +93,23 @@ class TensorBoard:
 
 
 class Progress:
-    """One line of progress and the time left: rewritten in place on a terminal, lines elsewhere."""
+    """A bar with the figures and the time left on a terminal, lines elsewhere."""
 
     def __init__(self, label: str, start: int, total: int, stream: TextIO | None = None) -> None:
         self._label, self._start, self._total = label, start, total
         self._stream = stream or sys.stderr
-        self._terminal = self._stream.isatty()
+        self._bar: progress.Progress | None = None
+        if self._stream.isatty():
+            # Drawn when there is news only: no thread competes with the step for the interpreter.
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(bar_width=24),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[figures]}"),
+                console=Console(file=self._stream),
+                auto_refresh=False,
+            )
+            self._task = self._bar.add_task(label, total=total, completed=start, figures="")
         self._began: float | None = None
         self._first = start
 
@@ -106,12 +120,16 @@ class Progress:
             # The first report holds the compilation: time per step is counted from here.
             self._began, self._first = now, step
         shown = "  ".join(f"{k} {_short(v)}" for k, v in values.items() if k != "seconds")
-        line = f"{self._label} {step}/{self._total}  {shown}  {self._left(now, step)}"
-        if self._terminal:
-            self._stream.write(f"\r\x1b[K{line}")
+        figures = f"{shown}  {self._left(now, step)}"
+        if self._bar is None:
+            self._stream.write(f"{self._label} {step}/{self._total}  {figures}\n")
+            self._stream.flush()
+            return
+        self._bar.update(self._task, completed=step, figures=figures)
+        if self._bar.live.is_started:
+            self._bar.refresh()
         else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+            self._bar.start()
 
     def _left(self, now: float, step: int) -> str:
         if self._began is None or step <= self._first:
@@ -120,10 +138,9 @@ class Progress:
         return f"{rate * 1e3:.0f} ms/step, {_clock(rate * (self._total - step))} left"
 
     def close(self) -> None:
-        """Ends the line on a terminal."""
-        if self._terminal:
-            self._stream.write("\n")
-            self._stream.flush()
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()
 
 
 def _short(value: float) -> str:

@@ -1,4 +1,4 @@
-"""A plan: the gate of every convolution of one network, found by calibration, as a JSON file."""
+"""A gate plan: the gate of every convolution of one network, found by calibration, as JSON."""
 
 import dataclasses
 import glob
@@ -7,25 +7,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from skipconv_jax.moved import attribute
 from skipconv_jax.ops import POLICIES, ConvNormGate, InputNormGate, OutputNormGate, policy_name
 from skipconv_jax.program.walk import Site
 from skipconv_jax.transform import Rule
 
-FORMAT = "skipconv_jax plan 1"
+FORMAT = "skipconv_jax gate plan 1"
+# What the same format was called in 0.1.0.
+_FORMATS = (FORMAT, "skipconv_jax plan 1")
 GATES: dict[str, type[InputNormGate | OutputNormGate | ConvNormGate]] = {
     "input_norm": InputNormGate,
     "output_norm": OutputNormGate,
     "conv_norm": ConvNormGate,
 }
-"""Gates a plan can hold."""
+"""Gates a gate plan can hold."""
 
 # More names than these in one message help nobody.
 _NAMED = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerPlan:
-    """What a plan says of one convolution.
+class LayerGate:
+    """What a gate plan says of one convolution.
 
     Attributes:
       kernel_shape: `(*window, Ci / groups, Co)`, to recognise the network by.
@@ -37,8 +40,8 @@ class LayerPlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """Gates for every convolution of a network; `skip(fn, plan)` applies it.
+class GatePlan:
+    """Gates for every convolution of a network; `skip(fn, gate_plan)` applies it.
 
     Attributes:
       layers: (name, layer) pairs, in the order of the trace.
@@ -46,21 +49,21 @@ class Plan:
       notes: (key, JSON text) pairs: the budget, what was measured, how.
     """
 
-    layers: tuple[tuple[str, LayerPlan], ...]
+    layers: tuple[tuple[str, LayerGate], ...]
     policy: str
     notes: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ValueError(f"`policy` (={self.policy!r}) must be one of {sorted(POLICIES)}.")
-        # Plans saved under a former name of their policy are plans for that policy.
+        # Those saved under a former name of their policy are for that policy.
         object.__setattr__(self, "policy", policy_name(POLICIES[self.policy]()))
 
     @classmethod
     def make(
         cls, sites: Sequence[Site], gates: Mapping[str, Any], policy: Any, **notes: Any
-    ) -> "Plan":
-        """A plan for traced convolutions.
+    ) -> "GatePlan":
+        """A gate plan for traced convolutions.
 
         Args:
           sites: of the network.
@@ -68,7 +71,7 @@ class Plan:
           policy: a policy object.
           **notes: anything JSON can hold.
         """
-        layers = tuple((s.name, LayerPlan(s.kernel_shape, gates.get(s.name))) for s in sites)
+        layers = tuple((s.name, LayerGate(s.kernel_shape, gates.get(s.name))) for s in sites)
         texts = tuple((key, json.dumps(value)) for key, value in notes.items())
         return cls(layers, policy_name(policy), texts)
 
@@ -103,8 +106,8 @@ class Plan:
         parts = [f"{what}: {_some(names)}" for what, names in faults if names]
         if parts:
             raise ValueError(
-                f"`plan` must be made for this network; convolutions that {'; that '.join(parts)}. "
-                "Calibrate this network."
+                "`gate plan` must be made for this network; convolutions that "
+                f"{'; that '.join(parts)}. Calibrate this network."
             )
 
     def note(self, key: str) -> Any:
@@ -112,7 +115,7 @@ class Plan:
         return next((json.loads(text) for name, text in self.notes if name == key), None)
 
     def save(self, path: str | Path) -> None:
-        """Writes the plan as JSON."""
+        """Writes the gate plan as JSON."""
         layers = {
             name: {"kernel": list(layer.kernel_shape), "gate": _gate_settings(layer.gate)}
             for name, layer in self.layers
@@ -122,25 +125,25 @@ class Plan:
         Path(path).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path) -> "Plan":
+    def load(cls, path: str | Path) -> "GatePlan":
         """Reads what `save` wrote.
 
         Raises:
-          ValueError: no plan, or one of another version.
+          ValueError: no gate plan, or one of another version.
         """
         try:
             whole = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(whole, dict) or whole.get("format") != FORMAT:
+            if not isinstance(whole, dict) or whole.get("format") not in _FORMATS:
                 raise ValueError(f"it must hold 'format': {FORMAT!r}")
             layers = tuple(
-                (name, LayerPlan(tuple(layer["kernel"]), _gate(layer["gate"])))
+                (name, LayerGate(tuple(layer["kernel"]), _gate(layer["gate"])))
                 for name, layer in whole["layers"].items()
             )
             notes = tuple((key, json.dumps(value)) for key, value in whole["notes"].items())
             return cls(layers, whole["policy"], notes)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"`plan` (={str(path)!r}) must be a file written by calibrate.py; {error}."
+                f"`gate plan` (={str(path)!r}) must be a file written by calibrate.py; {error}."
             ) from error
 
 
@@ -153,12 +156,12 @@ def gate_name(gate: Any) -> str:
     """The name of a gate's class in `GATES`.
 
     Raises:
-      ValueError: a gate a plan can't hold.
+      ValueError: a gate a gate plan can't hold.
     """
     for name, cls in GATES.items():
         if type(gate) is cls:
             return name
-    raise ValueError(f"`gate` (={gate}) must be one of {sorted(GATES)} to be part of a plan.")
+    raise ValueError(f"`gate` (={gate}) must be one of {sorted(GATES)} to be part of a gate plan.")
 
 
 def _gate_settings(gate: Any) -> dict[str, Any] | None:
@@ -173,3 +176,8 @@ def _gate(settings: Mapping[str, Any] | None) -> Any:
     if name not in GATES:
         raise ValueError(f"gate {name!r} must be one of {sorted(GATES)}")
     return GATES[name](**options)
+
+
+def __getattr__(name: str) -> Any:
+    """Names of 0.1.0."""
+    return attribute(__name__, name)

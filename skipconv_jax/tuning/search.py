@@ -1,4 +1,4 @@
-"""From sensitivities to a plan that keeps a budget, checked on frames it was not made on."""
+"""From sensitivities to a gate plan that keeps a budget, checked on frames it was not made on."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ from skipconv_jax.tuning.choose import (
     price_range,
     time_cost,
 )
-from skipconv_jax.tuning.gate_plan import Plan
+from skipconv_jax.tuning.gate_plan import GatePlan
 from skipconv_jax.tuning.sensitivity import Sensitivity, measure_sensitivity
 
 Score = Callable[[Any, Any], float]
@@ -36,7 +36,7 @@ _TYPICAL_SHARE = 0.3
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What a plan has to keep.
+    """What a gate plan has to keep.
 
     Attributes:
       kind: 'macs' (multiply-accumulates per frame after the reference frame), 'drop' (of the
@@ -76,7 +76,7 @@ class Budget:
 
 
 class Measured(NamedTuple):
-    """A plan run on a clip.
+    """A gate plan run on a clip.
 
     Attributes:
       macs: per frame and stream, the reference frame left out.
@@ -207,12 +207,12 @@ def net_for(
     implementation: str | None,
 ) -> SkipNet:
     """The network with settled block sizes and thresholds that are yet to be filled in."""
-    plan = Plan.make(
+    gate_plan = GatePlan.make(
         found.sites,
         {name: None if block is None else gates(0.0, block) for name, block in blocks.items()},
         policy,
     )
-    return skip(fn, plan, policy=policy, implementation=implementation)
+    return skip(fn, gate_plan, policy=policy, implementation=implementation)
 
 
 def bisect(
@@ -239,7 +239,7 @@ def bisect(
         nearest = min(tried, key=lambda item: getattr(item[1], budget.kind))[1]
         raise ValueError(
             f"`budget` ({budget.kind} <= {budget.limit:.6g}) can't be kept on this clip; the "
-            f"nearest plan has {getattr(nearest, budget.kind):.6g}. Give more, allow smaller "
+            f"nearest gate plan has {getattr(nearest, budget.kind):.6g}. Give more, allow smaller "
             "blocks, or take a clip with less change."
         )
     pick = min if budget.kind == "drop" else max
@@ -262,8 +262,8 @@ def calibrate(
     evaluations: int = 8,
     implementation: str | None = "dense",
     found: Sensitivity | None = None,
-) -> Plan:
-    """A plan for a trained network: two dense passes, a choice, a few skipped runs, a check.
+) -> GatePlan:
+    """A gate plan for a trained network: two dense passes, a choice, a few skipped runs, a check.
 
     Args:
       fn: the dense network `fn(variables, x)`.
@@ -284,7 +284,7 @@ def calibrate(
       found: sensitivities measured before.
 
     Returns:
-      The plan; its notes hold the budget, the measurements and the held-out check.
+      The gate plan; its notes hold the budget, the measurements and the held-out check.
 
     Raises:
       ValueError: a budget that can't be kept.
@@ -313,7 +313,7 @@ def calibrate(
         name: None if option is None else gates(option[1], option[0])
         for name, option in chosen.options.items()
     }
-    return Plan.make(
+    return GatePlan.make(
         found.sites,
         final,
         policy,

@@ -112,7 +112,7 @@ def warp_layer(
         )
     images = state.output.shape[0]
     sources = layer_sources(motion, conv, frame)
-    source_in, source_out = (_per_image(source, images) for source in sources)
+    source_in, source_out = (per_image(source, images) for source in sources)
     unseen = ~inside(source_out, conv.out_spatial)
     return dataclasses.replace(
         state,
@@ -122,7 +122,7 @@ def warp_layer(
     )
 
 
-def _per_image(source: jax.Array, images: int) -> jax.Array:
+def per_image(source: jax.Array, images: int) -> jax.Array:
     """Layers that see several images of a stream move them all alike."""
     return jnp.repeat(source, images // source.shape[0], axis=0)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from skipconv_jax.program.walk import Site, Visitor, evaluate
-from skipconv_jax.warp.layers import _per_image, layer_sources
+from skipconv_jax.warp.layers import layer_sources, per_image
 from skipconv_jax.warp.motion import Motion, inside, resample
 
 
@@ -22,7 +22,7 @@ class _Equivariance(Visitor):
             return None
         z = conv(x, kernel)
         sources = layer_sources(self._motion, conv, self._frame)
-        source_in, source_out = (_per_image(source, x.shape[0]) for source in sources)
+        source_in, source_out = (per_image(source, x.shape[0]) for source in sources)
         counted = inside(source_out, conv.out_spatial)[..., None].astype(z.dtype)
         moved = conv.padded()(resample(x, source_in), kernel)
         error = (moved - resample(z, source_out)) * counted

@@ -14,18 +14,17 @@ from skipconv_jax import config as configs
 from skipconv_jax.commands.calibrate import (
     Settings,
     agreement,
-    answers,
-    find_plan,
+    find_gate_plan,
     first_frames,
     judge,
     report,
 )
 from skipconv_jax.data.synthetic_pose import Scene, generate
-from skipconv_jax.experiment.detection import DetectionExperiment
-from skipconv_jax.experiment.pose import PoseExperiment
 from skipconv_jax.tasks.detection import DetectionTask, Predictions
+from skipconv_jax.tasks.detection.experiment import DetectionExperiment
 from skipconv_jax.tasks.pose import PoseTask
-from skipconv_jax.tuning import Budget, Plan
+from skipconv_jax.tasks.pose.experiment import PoseExperiment
+from skipconv_jax.tuning import Budget, GatePlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +87,7 @@ def _settings(folder, budget, **changes):
 
 
 def test_a_folder_of_images_gives_a_plan(variables, folder, tmp_path):
-    plan = find_plan(_experiment(), variables, _settings(folder, Budget("macs", 60_000.0)))
+    plan = find_gate_plan(_experiment(), variables, _settings(folder, Budget("macs", 60_000.0)))
     assert plan.policy == "closed_loop"
     assert plan.note("calibration")["macs"] <= 60_000
     assert 0 <= plan.note("held_out")["drop"] <= 1
@@ -97,7 +96,7 @@ def test_a_folder_of_images_gives_a_plan(variables, folder, tmp_path):
     assert "held out" in text
     assert "2 dense passes" in text
     plan.save(tmp_path / "plan.json")
-    assert report(Plan.load(tmp_path / "plan.json")) == text
+    assert report(GatePlan.load(tmp_path / "plan.json")) == text
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +123,7 @@ def test_the_first_frames_of_clips(data_set):
 @pytest.mark.parametrize("labels", [False, True])
 def test_a_data_set_gives_a_plan(variables, data_set, labels):
     settings = _settings(data_set, Budget("drop", 0.5), labels=labels, frames=6, streams=2)
-    plan = find_plan(_experiment(), variables, settings)
+    plan = find_gate_plan(_experiment(), variables, settings)
     assert plan.note("calibration")["drop"] <= 0.5
     assert plan.note("held_out")["macs"] > 0
 
@@ -146,7 +145,7 @@ def test_detections_agree_with_what_the_dense_network_is_sure_of():
     dense = Predictions(
         boxes[None, None], np.array([[[0.9, 0.8, 0.1]]], np.float32), np.zeros((1, 1, 3), np.int32)
     )
-    truth = answers(experiment, dense)
+    truth = experiment.answers(dense)
     np.testing.assert_array_equal(truth["labels"], [[[0, 0, -1]]])
     assert judge(experiment, dense, truth) == pytest.approx(1.0)
     one = Predictions(dense.boxes[..., 1:2, :], dense.scores[..., 1:2], dense.labels[..., 1:2])
@@ -157,13 +156,15 @@ def test_detections_agree_with_what_the_dense_network_is_sure_of():
 
 def test_labels_need_a_data_set(variables, folder):
     with pytest.raises(ValueError, match="a video has none"):
-        find_plan(_experiment(), variables, _settings(folder, Budget("drop", 0.1), labels=True))
+        find_gate_plan(
+            _experiment(), variables, _settings(folder, Budget("drop", 0.1), labels=True)
+        )
 
 
 def test_a_clip_must_have_frames(variables, tmp_path):
     cv2.imwrite(str(tmp_path / "one.png"), np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match="at least 4 frames"):
-        find_plan(_experiment(), variables, _settings(tmp_path, Budget("drop", 0.1)))
+        find_gate_plan(_experiment(), variables, _settings(tmp_path, Budget("drop", 0.1)))
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from skipconv_jax.commands.evaluate import (
 from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.commands.train import train
 from skipconv_jax.config import set_gate
-from skipconv_jax.experiment import build
 from skipconv_jax.streaming.sources import Source, VideoError
+from skipconv_jax.tasks import build
 from tests.commands.conftest import tiny_config
 
 
@@ -199,7 +199,7 @@ def test_missing_weights_say_what_to_do(trained, tmp_path):
     with pytest.raises(ValueError, match="train first with"):
         common.load_weights(build(config), tmp_path)
     with pytest.raises(ValueError, match="must hold a trained phase"):
-        common.trained_phase(tmp_path)
+        common.newest_phase(tmp_path)
 
 
 def test_three_splits_are_rows_and_their_mean(trained):

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from skipconv_jax import config as configs
-from skipconv_jax.experiment import build
-from skipconv_jax.ops import ClosedLoop, GumbelGate, InputNormGate
+from skipconv_jax.ops import ClosedLoop, GumbelGate, InputNormGate, OutputNormGate
+from skipconv_jax.tasks import build
+from skipconv_jax.tuning import GatePlan, LayerGate
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +80,27 @@ def test_unknown_names_are_refused():
     config.skip.policy = "none"
     with pytest.raises(ValueError, match=r"`skip\.policy`"):
         configs.skip_options(config)
+
+
+def test_a_gate_and_a_policy_of_one_s_own():
+    where = "skipconv_jax.ops.gates:OutputNormGate"
+    made = configs.gate({"name": where, "threshold": 0.5, "block": 2})
+    assert made == OutputNormGate(threshold=0.5, block=2)
+    config = configs.base()
+    config.skip.policy = "skipconv_jax.ops.policies:ClosedLoop"
+    assert configs.skip_options(config)["policy"] == ClosedLoop()
+    with pytest.raises(ValueError, match=r"`gate.name` .* must be `module:object` that can be"):
+        configs.gate({"name": "skipconv_jax.ops.gates:NoGate"})
+
+
+def test_a_gate_plan_takes_the_place_of_gates_and_rules(tmp_path):
+    """Under its name, and under the one it had in 0.1.0."""
+    saved = GatePlan((("a", LayerGate((3, 3, 2, 4), InputNormGate(0.5))),), "closed_loop")
+    saved.save(tmp_path / "gates.json")
+    for field in ("gate_plan", "plan"):
+        config = configs.base()
+        config.skip[field] = str(tmp_path / "gates.json")
+        assert configs.skip_options(config)["rules"] == saved
 
 
 def test_a_gate_from_the_command_line_replaces_all_gates():

@@ -15,8 +15,8 @@ from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.commands.train import train
 from skipconv_jax.config import set_gate
 from skipconv_jax.data.synthetic_traffic import TrafficScene, generate
-from skipconv_jax.experiment import build
 from skipconv_jax.streaming.sources import Source
+from skipconv_jax.tasks import build
 
 
 @pytest.fixture(scope="module")

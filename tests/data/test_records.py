@@ -146,15 +146,15 @@ def test_tensorflow_is_never_imported(synthetic_root, data_dir, tmp_path):
     program = f"""
 import sys
 from skipconv_jax.data import detection_pipeline, jhmdb, pipeline, prepare, ua_detrac
-from skipconv_jax.tasks import protocols
+from skipconv_jax.tasks.detection import metrics
 assert prepare.prepare("jhmdb", {str(synthetic_root)!r}, {str(tmp_path)!r}, quiet=True)
 clips = jhmdb.load({str(tmp_path)!r}, "train", 1, "synthetic")
 next(pipeline.make_train_iterator(clips, batch=2, length=4, size=(32, 32)))
 videos = ua_detrac.load({str(data_dir)!r}, "train", "synthetic")
 batches = list(detection_pipeline.make_eval_iterator(videos, batch=2, size=(64, 64)))
 def detect(frames):
-    return [[protocols.Detections([[0, 0, 9, 9]], [0.5], [0])] * frames.shape[1] for _ in frames]
-protocols.evaluate_detection(detect, batches).result()
+    return [[metrics.Detections([[0, 0, 9, 9]], [0.5], [0])] * frames.shape[1] for _ in frames]
+metrics.evaluate_detection(detect, batches).result()
 assert not [m for m in sys.modules if m.split(".")[0] == "tensorflow"]
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

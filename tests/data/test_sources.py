@@ -12,9 +12,8 @@ from skipconv_jax.data.labelled_videos import clip_boxes
 from skipconv_jax.data.prepare import prepare
 from skipconv_jax.data.sources import open_clips, open_videos
 from skipconv_jax.data.synthetic_pose import clip_name
-from skipconv_jax.tasks.average_precision import Detections
+from skipconv_jax.tasks.detection.metrics import Detections, evaluate_detection
 from skipconv_jax.tasks.pose import JOINTS
-from skipconv_jax.tasks.protocols import evaluate_detection
 
 
 def test_clips_from_folder_and_records_are_the_same(synthetic_root, tmp_path):

@@ -37,13 +37,25 @@ def test_known_cost(convolutions, name, classes, gmacs):
     [("d0", 1, 2.2126), ("d1", 90, 6.0034), ("d2", 1, 9.7312), ("d3", 90, 24.5688)],
 )
 def test_known_cost_of_the_other_class_count(convolutions, name, classes, gmacs):
-    """The last convolution alone depends on the classes, so two of its rows stand for the rest."""
-    scale = SCALES[name]
-    positions = sum((scale.size // 2**level) ** 2 for level in range(3, 8))
-    per_class = positions * 9 * scale.features
+    """The other count is traced above; the difference is what the next test finds in a network."""
+    per_class = _macs_per_class(SCALES[name].size, SCALES[name].features)
     other = 90 if classes == 1 else 1
     known = {"d0": 2.49233152, "d1": 5.40250668, "d2": 10.832466688, "d3": 22.427328224}[name]
     assert known + per_class * (classes - other) / 1e9 == pytest.approx(gmacs, abs=5e-5)
+
+
+def _macs_per_class(size, features):
+    """Nine anchors at every position of five levels, seen through `features` channels."""
+    return sum((size // 2**level) ** 2 for level in range(3, 8)) * 9 * features
+
+
+def test_the_last_convolution_alone_depends_on_the_classes(convolutions):
+    few, many = (convolutions(small(classes=n), (1, 128, 128, 3)) for n in (3, 8))
+    differing = [i for i, (a, b) in enumerate(zip(few, many, strict=True)) if a != b]
+    assert len(differing) == 5  # a level each
+    assert {many[i]["cout"] for i in differing} == {8 * 9}
+    more = sum(many[i]["macs"] - few[i]["macs"] for i in differing)
+    assert more == 5 * _macs_per_class(128, 16) > 0
 
 
 def test_d0_has_every_public_key_and_shape(reference_keys):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skipconv_jax.tasks.anchors import (
+from skipconv_jax.tasks.detection.anchors import (
     decode,
     encode,
     intersections,

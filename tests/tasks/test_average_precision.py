@@ -8,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from skipconv_jax.tasks.average_precision import AveragePrecision, Detections
+from skipconv_jax.tasks.detection.metrics import AveragePrecision, Detections
 
 CLASSES = ("car", "bus", "van", "others")
 

@@ -15,10 +15,10 @@ from skipconv_jax.data.actions import (
     resize_and_crop,
     segment_indices,
 )
-from skipconv_jax.experiment import build
 from skipconv_jax.models import ResNet, init_variables
 from skipconv_jax.models.convert import save_state, to_torch
 from skipconv_jax.models.tsn import TSN, consensus
+from skipconv_jax.tasks import build
 from skipconv_jax.tasks.classification import ClassificationTask, Top1
 from skipconv_jax.training.loop import Options, run
 

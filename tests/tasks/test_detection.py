@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skipconv_jax.tasks.anchors import encode
 from skipconv_jax.tasks.detection import (
     DetectionTask,
     Targets,
@@ -13,6 +12,7 @@ from skipconv_jax.tasks.detection import (
     huber_loss,
     unpack,
 )
+from skipconv_jax.tasks.detection.anchors import encode
 
 TASK = DetectionTask(size=(64, 96), levels=3, keep=10)
 COUNT = len(TASK.anchors)

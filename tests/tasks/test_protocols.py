@@ -11,9 +11,9 @@ from skipconv_jax.data.synthetic_pose import generate as generate_pose
 from skipconv_jax.data.synthetic_traffic import TrafficScene
 from skipconv_jax.data.synthetic_traffic import generate as generate_traffic
 from skipconv_jax.data.ua_detrac_folder import DetracFolder, FolderVideos
-from skipconv_jax.tasks.average_precision import Detections
+from skipconv_jax.tasks.detection.metrics import Detections, evaluate_detection
 from skipconv_jax.tasks.pose import JOINTS, Pck
-from skipconv_jax.tasks.protocols import evaluate_detection, over_splits
+from skipconv_jax.tasks.splits import over_splits
 
 
 def test_pck_over_three_splits(tmp_path):

@@ -16,7 +16,7 @@ from skipconv_jax.ops import (
     OutputNormGate,
     Previous,
 )
-from skipconv_jax.tuning import Plan
+from skipconv_jax.tuning import GatePlan
 from skipconv_jax.tuning.sensitivity import network_sites
 
 
@@ -40,14 +40,14 @@ def plan():
         "b": OutputNormGate(0.25, block=2),
         "d": ConvNormGate(0.1, block=8),
     }
-    return Plan.make(sites, gates, ClosedLoop(), budget={"kind": "macs", "limit": 3.0})
+    return GatePlan.make(sites, gates, ClosedLoop(), budget={"kind": "macs", "limit": 3.0})
 
 
 def test_round_trip(plan, tmp_path):
     path = tmp_path / "plan.json"
     plan.save(path)
-    assert Plan.load(path) == plan
-    assert hash(Plan.load(path)) == hash(plan)
+    assert GatePlan.load(path) == plan
+    assert hash(GatePlan.load(path)) == hash(plan)
     assert plan.note("budget") == {"kind": "macs", "limit": 3.0}
     assert plan.note("nothing") is None
     assert json.loads(path.read_text())["layers"]["c"]["gate"] is None
@@ -58,7 +58,7 @@ def test_a_former_name_of_the_policy_is_understood(plan, tmp_path):
     text = (tmp_path / "plan.json").read_text()
     whole = json.loads(text) | {"policy": "reference"}
     (tmp_path / "old.json").write_text(json.dumps(whole))
-    old = Plan.load(tmp_path / "old.json")
+    old = GatePlan.load(tmp_path / "old.json")
     assert old.policy == "closed_loop"
     assert {type(rule.policy) for _, rule in old.rules() if rule is not None} == {ClosedLoop}
 
@@ -85,10 +85,12 @@ def test_calls_of_one_layer_have_gates_of_their_own(gated):
     variables, x = _variables("a"), jnp.zeros((1, 8, 8, 2))
     sites = network_sites(_twice, variables, x)
     assert [site.name for site in sites] == ["a", "a@1"]
-    made = Plan.make(sites, {gated: InputNormGate(0.5, block=4)}, ClosedLoop())
+    made = GatePlan.make(sites, {gated: InputNormGate(0.5, block=4)}, ClosedLoop())
     assert list(skip(_twice, made).layers(variables, x)) == [gated]
     blocks = {"a": 2, "a@1": 8}
-    both = Plan.make(sites, {n: InputNormGate(block=b) for n, b in blocks.items()}, ClosedLoop())
+    both = GatePlan.make(
+        sites, {n: InputNormGate(block=b) for n, b in blocks.items()}, ClosedLoop()
+    )
     layers = skip(_twice, both).layers(variables, x)
     assert {name: rule.gate.block for name, (_, rule) in layers.items()} == blocks
 
@@ -97,7 +99,7 @@ def test_names_with_special_characters(tmp_path):
     """Names are not patterns: brackets and stars mean themselves."""
     variables, x = _variables(["[a]*", "[a]b"]), jnp.zeros((1, 8, 8, 2))
     sites = network_sites(_network, variables, x)
-    plan = Plan.make(sites, {"[a]*": InputNormGate(0.5, block=4)}, ClosedLoop())
+    plan = GatePlan.make(sites, {"[a]*": InputNormGate(0.5, block=4)}, ClosedLoop())
     assert list(skip(_network, plan).layers(variables, x)) == ["[a]*"]
 
 
@@ -130,11 +132,11 @@ def test_many_names_are_cut_short(plan):
 
 def test_what_a_plan_cannot_hold(plan, tmp_path):
     sites = network_sites(_network, _variables("a"), jnp.zeros((1, 8, 8, 2)))
-    learned = Plan.make(sites, {"a": GumbelGate(block=4)}, ClosedLoop())
+    learned = GatePlan.make(sites, {"a": GumbelGate(block=4)}, ClosedLoop())
     with pytest.raises(ValueError, match="must be one of"):
         learned.save(tmp_path / "plan.json")
     with pytest.raises(ValueError, match="policy"):
-        Plan((), "nothing")
+        GatePlan((), "nothing")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "skipconv_jax plan 1"}', "{nonsense"])
@@ -142,9 +144,9 @@ def test_broken_files_are_refused(tmp_path, text):
     path = tmp_path / "plan.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"calibrate\.py"):
-        Plan.load(path)
+        GatePlan.load(path)
     with pytest.raises(ValueError, match=r"calibrate\.py"):
-        Plan.load(tmp_path / "missing.json")
+        GatePlan.load(tmp_path / "missing.json")
 
 
 def test_compiled_once(plan):

@@ -17,7 +17,7 @@ from skipconv_jax.ops import (
 from skipconv_jax.transform import Rule
 from skipconv_jax.tuning import (
     Budget,
-    Plan,
+    GatePlan,
     Runner,
     calibrate,
     choose,
@@ -244,9 +244,9 @@ def test_relative_error_over_a_tree():
 def test_plan_survives_the_file(variables, found, tmp_path):
     blocks = settle(found, Budget("drop", 0.1))
     gates = {n: None if b is None else InputNormGate(0.1, b) for n, b in blocks.items()}
-    plan = Plan.make(found.sites, gates, ClosedLoop(), budget={"kind": "drop", "limit": 0.1})
+    plan = GatePlan.make(found.sites, gates, ClosedLoop(), budget={"kind": "drop", "limit": 0.1})
     plan.save(tmp_path / "plan.json")
-    net = skip(_network, Plan.load(tmp_path / "plan.json"))
+    net = skip(_network, GatePlan.load(tmp_path / "plan.json"))
     frames = _clip(1)[:3]
     params, state = net.init(variables, frames[0])
     gated = {n for n, b in blocks.items() if b is not None}

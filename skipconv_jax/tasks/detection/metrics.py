@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,10 @@ class Detections:
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+
+
+Batch = Mapping[str, np.ndarray]
+Detector = Callable[[np.ndarray], Sequence[Sequence[Detections]]]
 
 
 class AveragePrecision:
@@ -152,6 +156,56 @@ class AveragePrecision:
                 values = precision[:, :, i]
                 stats[f"ap/{name}"] = float(values.mean()) if (values > -1).all() else float("nan")
         return stats
+
+
+def evaluate_detection(
+    detect: Detector,
+    batches: Iterable[Batch],
+    classes: Sequence[str] = ("vehicle",),
+    agnostic: bool = True,
+    drop_ignored: bool = False,
+) -> AveragePrecision:
+    """AP over the annotated frames of `data.detection_pipeline.make_eval_iterator`'s batches.
+
+    Boxes are compared in source pixels, cut at the image's edges.
+
+    Args:
+      detect: `frames (B, T, H, W, 3) -> [B][T] Detections` with boxes in pixels of the frames.
+      batches: with `valid`; for `agnostic=False` made with `Labels(agnostic=False)`.
+      classes: names of the classes.
+      agnostic: one class for all.
+      drop_ignored: leave out what ignored regions cover by at least half.
+    """
+    score = AveragePrecision(classes, agnostic, drop_ignored)
+    for batch in batches:
+        found = detect(batch["frames"])
+        add_detections(score, found, batch)
+    return score
+
+
+def add_detections(
+    score: AveragePrecision, found: Sequence[Sequence[Detections]], batch: Batch
+) -> None:
+    """Adds the annotated frames of a batch to an AP; padding and unannotated frames are left out.
+
+    Args:
+      score: to add to.
+      found: `[B][T]`, boxes in pixels of the frames.
+      batch: of `data.detection_pipeline.make_eval_iterator`.
+    """
+    for b, t in np.argwhere(batch["valid"] & batch["annotated"]):
+        scale = float(batch["scale"][b, t])
+        real = batch["labels"][b, t] >= 0
+        regions = batch["ignored"][b, t]
+        regions = regions[(regions[:, 2:] > regions[:, :2]).all(axis=1)]
+        one = found[b][t]
+        boxes = np.asarray(one.boxes, np.float64).reshape(-1, 4) / scale
+        score.update(
+            Detections(boxes, one.scores, one.labels),
+            batch["boxes"][b, t][real] / scale,
+            batch["labels"][b, t][real],
+            regions / scale,
+        )
 
 
 def _silent(*_: Any) -> None:

@@ -1,52 +1,19 @@
-"""Object detection with anchors: losses of a batch of frames, and detections of static shape.
+"""What training asks of detection: focal and Huber losses of anchors.
 
 Source: Tan, Pang and Le, "EfficientDet", CVPR 2020, with the constants of its public training code.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipconv_jax.tasks.anchors import (
-    areas,
-    decode,
-    encode,
-    intersections,
-    make_anchors,
-    match,
-    non_maximum_suppression,
-)
-from skipconv_jax.tasks.average_precision import Detections
-
-
-class Predictions(NamedTuple):
-    """Detections of frames, by falling score, padded to a static number.
-
-    Attributes:
-      boxes: (..., keep, 4) float32: x1, y1, x2, y2 in pixels of the network's input.
-      scores: (..., keep) float32 in (0, 1), 0 on padding.
-      labels: (..., keep) int32, -1 on padding.
-    """
-
-    boxes: jax.Array
-    scores: jax.Array
-    labels: jax.Array
-
-
-class Targets(NamedTuple):
-    """What the anchors of frames should say.
-
-    Attributes:
-      labels: (..., N) int32: a class, -1 for background, -2 where nothing is asked.
-      codes: (..., N, 4) float32, 0 where `labels` is negative.
-    """
-
-    labels: jax.Array
-    codes: jax.Array
+from skipconv_jax.tasks.detection.anchors import decode, make_anchors, non_maximum_suppression
+from skipconv_jax.tasks.detection.predictions import Predictions
+from skipconv_jax.tasks.detection.targets import Targets, frame_targets
 
 
 def focal_loss(
@@ -147,28 +114,10 @@ class DetectionTask:
             boxes, labels = jnp.zeros((*lead, 1, 4)), jnp.full((*lead, 1), -1, jnp.int32)
         ignored = truth.get("ignored", jnp.zeros((*lead, 0, 4), jnp.float32))
         annotated = truth.get("annotated", jnp.ones(lead, bool))
-        one = self._frame_targets
+        one = functools.partial(frame_targets, self.anchors, threshold=self.match_threshold)
         for _ in lead:
             one = jax.vmap(one)
         return one(boxes, labels, ignored, annotated)
-
-    def _frame_targets(
-        self, boxes: jax.Array, labels: jax.Array, ignored: jax.Array, annotated: jax.Array
-    ) -> Targets:
-        anchors = jnp.asarray(self.anchors)
-        boxes = boxes.astype(jnp.float32)
-        matched = match(anchors, boxes, labels >= 0, self.match_threshold)
-        positive = (matched >= 0) & annotated
-        safe = jnp.maximum(matched, 0)
-        wanted = jnp.where(positive, labels[safe].astype(jnp.int32), -1)
-        if ignored.shape[0]:
-            covered = intersections(ignored.astype(jnp.float32), anchors)
-            hidden = jnp.any(covered >= 0.5 * areas(anchors)[None, :], axis=0)
-            wanted = jnp.where(hidden & ~positive, -2, wanted)
-        wanted = jnp.where(annotated, wanted, -2)
-        # Unmatched anchors are encoded against themselves: no logarithm of an empty box.
-        own = jnp.where(positive[:, None], boxes[safe], anchors)
-        return Targets(wanted, encode(own, anchors))
 
     def losses(
         self, outputs: tuple[jax.Array, jax.Array], targets: Mapping[str, jax.Array]
@@ -229,19 +178,3 @@ class DetectionTask:
                 f"`outputs` (of {logits.shape[-2]} anchors) must have the {count} anchors of "
                 f"`size` (={self.size}) and `levels` (={self.levels}); set both as the network's"
             )
-
-
-def unpack(predictions: Predictions, threshold: float = 0.0) -> Any:
-    """Detections without padding, nested as the leading axes: (B, T, ...) gives [B][T].
-
-    Args:
-      predictions: of frames.
-      threshold: scores at or below it are left out.
-    """
-    boxes, scores, labels = (np.asarray(part) for part in predictions)
-    if scores.ndim > 1:
-        return [
-            unpack(Predictions(*row), threshold) for row in zip(boxes, scores, labels, strict=True)
-        ]
-    kept = scores > threshold
-    return Detections(boxes[kept], scores[kept], labels[kept])

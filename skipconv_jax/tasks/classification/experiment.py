@@ -12,8 +12,12 @@ from skipconv_jax.data import actions
 from skipconv_jax.data.clips import PoseClip
 from skipconv_jax.data.jhmdb_folder import JhmdbFolder
 from skipconv_jax.data.sources import open_clips
-from skipconv_jax.experiment.base import Batch, Experiment
-from skipconv_jax.tasks.classification import ClassificationTask, Top1
+from skipconv_jax.models import ResNet
+from skipconv_jax.tasks.base import Batch, Box, Experiment, whole_frames
+from skipconv_jax.tasks.classification.losses import ClassificationTask
+from skipconv_jax.tasks.classification.metrics import Top1
+from skipconv_jax.tasks.classification.view import ActionView
+from skipconv_jax.tasks.registry import make_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,17 @@ class ActionExperiment(Experiment):
     def scorer(self) -> "ActionScorer":
         """Top-1 of the consensus."""
         return ActionScorer(self.task.classes)
+
+    def view(self, box: Box | None, min_score: float) -> ActionView:
+        """The centre crop of whole frames."""
+        whole_frames(box)
+        return ActionView(self.size, tuple(self.names()))
+
+
+def build(config: ConfigDict) -> ActionExperiment:
+    """The experiment of a configuration."""
+    model = make_model(config, {"resnet": ResNet})
+    return ActionExperiment(config, model, ClassificationTask(model.classes))
 
 
 class ActionScorer:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from skipconv_jax.baselines.feature_flow import FeatureFlow, feature_flow
@@ -19,12 +20,14 @@ from skipconv_jax.data.augment import normalize
 from skipconv_jax.data.detection_pipeline import DetectionAugmentation, Labels
 from skipconv_jax.data.labelled_videos import FirstVideos, VideoSource
 from skipconv_jax.data.sources import open_videos
-from skipconv_jax.experiment.base import DENSE, Batch, Experiment
-from skipconv_jax.models import EfficientDet, init_variables
+from skipconv_jax.models import EfficientDet, efficientdet, init_variables
 from skipconv_jax.models.flow_net import FlowNet
-from skipconv_jax.tasks.average_precision import AveragePrecision
-from skipconv_jax.tasks.detection import DetectionTask, Predictions, unpack
-from skipconv_jax.tasks.protocols import add_detections
+from skipconv_jax.tasks.base import DENSE, GATED, Batch, Box, Experiment, whole_frames
+from skipconv_jax.tasks.detection.losses import DetectionTask
+from skipconv_jax.tasks.detection.metrics import AveragePrecision, add_detections
+from skipconv_jax.tasks.detection.predictions import Predictions, unpack
+from skipconv_jax.tasks.detection.view import BoxView
+from skipconv_jax.tasks.registry import make_model
 from skipconv_jax.training.loop import Phase
 from skipconv_jax.training.optimizer import optimizer
 from skipconv_jax.training.step import create_state
@@ -34,6 +37,8 @@ FLOW = "flow"
 BASELINES = ("interleaved", "feature_flow", "feature_flow_matching")
 """Copied predictions; Deep Feature Flow with the flow network of the phase `flow`; the same with
 block matching, which needs no training."""
+# In `answers`, these detections of a network are what should be found.
+_SURE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +58,9 @@ class DetectionExperiment(Experiment):
         ("ap", "AP@[.5:.95]"),
     )
     head: ClassVar = ("class_net.predict.*",)
+    phases: ClassVar = (DENSE, GATED, FLOW)
+    baselines: ClassVar = BASELINES
+    answers_for_labels: ClassVar = True
 
     def clips(self, part: str) -> VideoSource:
         """Videos of `part`; see `Experiment.clips`.
@@ -143,6 +151,10 @@ class DetectionExperiment(Experiment):
         made: FeatureFlow = feature_flow(self.model, flow, normalize, interval)
         return made
 
+    def baseline_phase(self, name: str) -> str:
+        """'flow' for Deep Feature Flow, whose flow network is trained."""
+        return FLOW if name == "feature_flow" else DENSE
+
     def read(self, outputs: Any) -> Predictions:
         """Detections after suppression, in input pixels."""
         return self.task.predict(outputs)
@@ -164,6 +176,36 @@ class DetectionExperiment(Experiment):
         agnostic = self.config.data.labels.agnostic
         drop = self.config.eval.drop_ignored
         return DetectionScorer(AveragePrecision(self.names(), agnostic, drop))
+
+    def view(self, box: Box | None, min_score: float) -> BoxView:
+        """Boxes in whole frames."""
+        whole_frames(box)
+        return BoxView(self.size, self.names(), min_score)
+
+    def answers(self, seen: Any) -> dict[str, np.ndarray]:
+        """The detections that are sure enough, as boxes to be found."""
+        boxes, scores, labels = map(np.asarray, seen)
+        lead = scores.shape[:2]
+        return {
+            "boxes": boxes,
+            "labels": np.where(scores > _SURE, labels, -1),
+            "ignored": np.zeros((*lead, 0, 4), np.float32),
+            "annotated": np.ones(lead, bool),
+            "scale": np.ones(lead, np.float32),
+            "valid": np.ones(lead, bool),
+        }
+
+
+def build(config: ConfigDict) -> DetectionExperiment:
+    """The experiment of a configuration: EfficientDet by its `scale`, or field by field."""
+    detector = make_model(config, {"efficientdet": _efficientdet})
+    size = (config.input.height, config.input.width)
+    task = DetectionTask(size, detector.levels, detector.anchor_scale, **config.detection)
+    return DetectionExperiment(config, detector, task)
+
+
+def _efficientdet(scale: str | None = None, **settings: Any) -> EfficientDet:
+    return efficientdet(scale, **settings) if scale else EfficientDet(**settings)
 
 
 class DetectionScorer:

@@ -1,9 +1,13 @@
-"""What every experiment is, whatever its task: a network, its skipped form, phases of training."""
+"""What every task shares: a network, its skipped form, phases of training, scores, a view.
+
+A task is a folder beside this file, or a module of your own: a function `build(config)` that
+returns an `Experiment`. `config.task` names it, and nothing else knows of it (`tasks.registry`).
+"""
 
 import abc
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -14,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from skipconv_jax import SkipNet, macs, skip
+from skipconv_jax.baselines.video_net import VideoNet
 from skipconv_jax.config import skip_options
 from skipconv_jax.data.augment import normalize
 from skipconv_jax.models import init_variables
@@ -26,6 +31,7 @@ from skipconv_jax.training.step import Task, TrainState, create_state, dense_los
 Tree = Any
 Batch = Mapping[str, np.ndarray]
 DENSE, GATED = "dense", "gated"
+Box = tuple[float, float, float, float]
 
 
 class Scorer(Protocol):
@@ -40,6 +46,26 @@ class Scorer(Protocol):
         ...
 
 
+class View(Protocol):
+    """One stream as a task sees it. Affines are `(2, 3)`, frame pixels to network input pixels."""
+
+    def affine(self, image: np.ndarray) -> np.ndarray:
+        """Where a frame's pixels go in the network's input."""
+        ...
+
+    def inputs(self, images: Sequence[np.ndarray], affine: np.ndarray) -> np.ndarray:
+        """Network inputs `(T, H, W, 3)` uint8 of frames of one size."""
+        ...
+
+    def row(self, seen: Any, affine: np.ndarray, shape: Sequence[int]) -> dict[str, Any]:
+        """What the network says of a frame of `shape`, in its pixels; values JSON takes."""
+        ...
+
+    def draw(self, image: np.ndarray, row: dict[str, Any]) -> np.ndarray:
+        """A copy of the frame with that on it."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment(abc.ABC):
     """Everything built from one configuration; functions take uint8 frames `(B, H, W, 3)`.
@@ -48,12 +74,12 @@ class Experiment(abc.ABC):
 
     Attributes:
       config: the configuration.
-      model: the network, plain Flax.
+      model: the network: a Flax module, or anything with `init(key, x)` and `apply(variables, x)`.
       task: losses and predictions of its outputs.
     """
 
     config: ConfigDict
-    model: nn.Module
+    model: Any
     task: Any
 
     figures: ClassVar[tuple[tuple[str, str], ...]]
@@ -62,6 +88,12 @@ class Experiment(abc.ABC):
     """Patterns of checkpoint keys whose shapes depend on the number of joints or classes."""
     per_video: ClassVar[bool] = False
     """Whether the field reports costs per video rather than per frame."""
+    phases: ClassVar[tuple[str, ...]] = (DENSE, GATED)
+    """Phases of training that `phase` makes."""
+    baselines: ClassVar[tuple[str, ...]] = ()
+    """Video networks to compare with that `baseline` makes."""
+    answers_for_labels: ClassVar[bool] = False
+    """Whether `answers` makes labels of what a network says."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,6 +107,8 @@ class Experiment(abc.ABC):
     def variables(self, seed: int | None = None) -> dict[str, Tree]:
         """Freshly initialised variables of the network."""
         key = jax.random.key(self.config.seed if seed is None else seed)
+        if not isinstance(self.model, nn.Module):
+            return dict(self.model.init(key, jnp.zeros((1, *self.size, 3))))
         return init_variables(self.model, key, self._normalized())
 
     def _normalized(self) -> jax.ShapeDtypeStruct:
@@ -104,7 +138,8 @@ class Experiment(abc.ABC):
         """The network as it trains: `(variables, frames) -> (outputs, statistics)`.
 
         Args:
-          batch_norm: 'train' takes and updates the batch's statistics, 'frozen' the running ones.
+          batch_norm: 'train' takes and updates the batch's statistics, 'frozen' the running ones;
+            a network that is no Flax module has none.
 
         Raises:
           ValueError: neither of these.
@@ -116,7 +151,7 @@ class Experiment(abc.ABC):
             stats = {k: v for k, v in variables.items() if k != "params"}
             x = normalize(frames)
             outputs: Any
-            if batch_norm == "frozen":
+            if batch_norm == "frozen" or not isinstance(self.model, nn.Module):
                 outputs = self.model.apply(variables, x)
                 return outputs, stats
             outputs, new = self.model.apply(variables, x, train=True, mutable=list(stats))
@@ -137,10 +172,10 @@ class Experiment(abc.ABC):
         """One phase of training: 'dense', or 'gated' from the newest dense checkpoint in `workdir`.
 
         Raises:
-          ValueError: an unknown phase.
+          ValueError: none of `phases`.
         """
         if name not in (DENSE, GATED):
-            raise ValueError(f"`phase` (={name!r}) must be {DENSE!r} or {GATED!r}.")
+            raise ValueError(f"`phase` (={name!r}) must be one of {self.phases}.")
         recipe, clips = self.config[name], self.clips("train")
         steps = recipe.steps or recipe.epochs * self.steps_per_epoch(clips, recipe)
         opt = optimizer(recipe, steps)
@@ -240,3 +275,49 @@ class Experiment(abc.ABC):
     @abc.abstractmethod
     def scorer(self) -> Scorer:
         """A new, empty score."""
+
+    @abc.abstractmethod
+    def view(self, box: Box | None, min_score: float) -> View:
+        """How the task looks at a stream.
+
+        Args:
+          box: x1, y1, x2, y2 of what to look at in frame pixels; None for the whole frame.
+          min_score: answers with less confidence are not drawn.
+
+        Raises:
+          ValueError: a box for a task that looks at whole frames.
+        """
+
+    def answers(self, seen: Any) -> dict[str, np.ndarray]:
+        """What a network says, as labels: `seen` is what `read` kept of frames `(T, B, ...)`.
+
+        Raises:
+          ValueError: the task makes no labels of answers (`answers_for_labels`).
+        """
+        raise ValueError(f"`task` (={self.config.task!r}) must come with labels of its own.")
+
+    def baseline(self, name: str, interval: int) -> VideoNet:
+        """A video network to compare with, a key frame every `interval` frames.
+
+        Raises:
+          ValueError: none of `baselines`.
+        """
+        raise ValueError(
+            f"`baseline` (={name!r}) must be left out for the task {self.config.task!r}, which "
+            f"has {'none' if not self.baselines else ', '.join(self.baselines)}."
+        )
+
+    def baseline_phase(self, name: str) -> str:
+        """The phase of training whose weights a baseline runs with."""
+        del name
+        return DENSE
+
+
+def whole_frames(box: Box | None) -> None:
+    """Refuses a box, for a task that looks at whole frames.
+
+    Raises:
+      ValueError: there is one.
+    """
+    if box is not None:
+        raise ValueError(f"`box` (={box}) must be left out: this task looks at whole frames.")

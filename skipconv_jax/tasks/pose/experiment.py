@@ -11,9 +11,18 @@ from ml_collections import ConfigDict
 from skipconv_jax.data import pipeline
 from skipconv_jax.data.augment import PoseAugmentation
 from skipconv_jax.data.clips import PoseClip, lengths_of
+from skipconv_jax.data.skeleton import JOINTS
 from skipconv_jax.data.sources import open_clips
-from skipconv_jax.experiment.base import Batch, Experiment
-from skipconv_jax.tasks.pose import GROUPS, JOINTS, Pck, PoseTask
+from skipconv_jax.models import HRNet
+from skipconv_jax.tasks.base import Batch, Box, Experiment
+from skipconv_jax.tasks.pose.losses import PoseTask
+from skipconv_jax.tasks.pose.metrics import GROUPS, Pck
+from skipconv_jax.tasks.pose.view import PoseView
+from skipconv_jax.tasks.registry import make_model
+
+# In `answers`, a joint agrees that lies within this share of the frame's longer side, which is
+# PCK@.2 of a box of this share of it.
+_NEAR = 0.05 / 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +39,7 @@ class PoseExperiment(Experiment):
         ("mean15", "PCK@.2, mean of 15"),
     )
     head: ClassVar = ("final_layer.*",)
+    answers_for_labels: ClassVar = True
 
     def clips(self, part: str) -> Sequence[PoseClip]:
         """Clips of the split's `part`; see `Experiment.clips`.
@@ -99,6 +109,28 @@ class PoseExperiment(Experiment):
     def scorer(self) -> "PoseScorer":
         """PCK@.2."""
         return PoseScorer(self.config.eval.convention)
+
+    def view(self, box: Box | None, min_score: float) -> PoseView:
+        """Joints in a crop around the box, or in the whole frame."""
+        return PoseView(self.size, box, min_score)
+
+    def answers(self, seen: Any) -> dict[str, np.ndarray]:
+        """The joints the network found."""
+        joints = np.asarray(seen[0])
+        lead = joints.shape[:2]
+        return {
+            "joints": joints,
+            "visible": np.ones(joints.shape[:3], bool),
+            "size": np.full(lead, _NEAR * max(self.size), np.float32),
+            "scale": np.ones(lead, np.float32),
+            "valid": np.ones(lead, bool),
+        }
+
+
+def build(config: ConfigDict) -> PoseExperiment:
+    """The experiment of a configuration."""
+    model = make_model(config, {"hrnet": HRNet})
+    return PoseExperiment(config, model, PoseTask(sigma=config.sigma))
 
 
 class PoseScorer:

@@ -1,0 +1,7 @@
+"""`python -m skipconv_jax COMMAND ...` is `skipconv COMMAND ...`."""
+
+import sys
+
+from skipconv_jax.commands.cli import main
+
+sys.exit(main())

@@ -1,0 +1,88 @@
+"""Evaluates on the test clips: `skipconv eval --config hrnet_synthetic`.
+
+Prints the task's figures (PCK per joint, AP, top-1), GMAC per frame dense and skipped, and firing
+per stage; writes them to `<workdir>/eval.json` and `eval.md`. Without `--checkpoint` it compares
+the dense phase, run dense, with the gated phase, run skipped. `--splits=1,2,3` evaluates the runs
+in `<workdir>/split1` to `split3` (`skipconv train --splits=1,2,3` makes them) and their mean, and
+`--baseline` runs a video detector of the paper's Figure 4 instead of the skipped network.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from skipconv_jax.commands import common
+from skipconv_jax.commands.baselines import evaluate_baseline
+from skipconv_jax.commands.evaluate import (
+    Result,
+    evaluate_dense,
+    evaluate_skipped,
+    report,
+    split_report,
+    write,
+)
+from skipconv_jax.config import set_gate
+from skipconv_jax.tasks import DENSE, GATED, build
+from skipconv_jax.viz.charts import stage_chart
+
+USAGE = "--config FILE [--checkpoint PATH] [--gate NAME] [--json]"
+
+flags.adopt_module_key_flags(common)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
+_JSON = flags.DEFINE_bool("json", False, "print JSON instead of the table")
+_BASELINE = flags.DEFINE_string(
+    "baseline", None, "video network of the task to run instead of the skipped network"
+)
+_KEY = flags.DEFINE_integer("key_interval", 10, "frames between its key frames", lower_bound=1)
+
+
+def evaluate(config: ConfigDict, folder: Path) -> list[Result]:
+    """Results of the network in `folder`, dense and skipped, for every test of its task."""
+    experiment = build(config)
+    clips = experiment.first(experiment.clips("test"), config.eval.max_clips)
+    dense_from = _CHECKPOINT.value or folder / DENSE
+    gated = folder / GATED if (folder / GATED).is_dir() else folder / DENSE
+    label, dense = common.load_weights(experiment, dense_from)
+    results = []
+    for name, length in experiment.tests().items():
+        how = f"{name} dense".strip()
+        results.append(evaluate_dense(experiment, dense["model"], clips, f"{label} {how}", length))
+        if _BASELINE.value:
+            results.append(
+                evaluate_baseline(
+                    experiment, dense, folder, clips, _BASELINE.value, _KEY.value, length
+                )
+            )
+            continue
+        other, weights = common.load_weights(experiment, _CHECKPOINT.value or gated)
+        how = f"{name} skipped".strip()
+        results.append(evaluate_skipped(experiment, weights, clips, f"{other} {how}", length))
+    write(experiment, results, config, folder)
+    stage_chart(results[-1].firing, folder / "firing.png", results[-1].label)
+    return results
+
+
+def _splits(config: ConfigDict, splits: Sequence[int]) -> None:
+    """Evaluates one run per split and prints rows per split with their mean."""
+    folder = common.workdir()
+    found = {n: evaluate(common.of_split(config, n), folder / f"split{n}") for n in splits}
+    text, saved = split_report(build(config), found)
+    (folder / "splits.json").write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+    (folder / "splits.md").write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(saved, indent=1) if _JSON.value else text)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluates, prints and returns the exit code."""
+    common.no_arguments(argv)
+    config = set_gate(common.CONFIG.value, *common.gate_flags())
+    if common.splits():
+        _splits(config, common.splits())
+        return 0
+    results = evaluate(config, common.workdir())
+    text = report(build(config), results)
+    print(json.dumps([r.to_dict() for r in results], indent=1) if _JSON.value else text)
+    return 0

@@ -1,0 +1,88 @@
+"""Streams a video through a skipped network: `skipconv stream VIDEO --config NAME`.
+
+VIDEO is a video file, a folder of images, or `labels.json[#name]`, a COCO-style file beside them.
+Writes the annotated video, JSON lines per frame, a chart and a contact sheet. `--gate=input_norm`
+needs no trained gates.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from skipconv_jax.commands import common
+from skipconv_jax.commands.evaluate import with_gates
+from skipconv_jax.commands.stream import Settings, stream
+from skipconv_jax.config import set_gate
+from skipconv_jax.ops import POLICY_NAMES
+from skipconv_jax.streaming.sources import Source
+from skipconv_jax.tasks import build
+
+USAGE = "VIDEO --config FILE [--checkpoint PATH] [--gate NAME]"
+
+flags.adopt_module_key_flags(common)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
+_OUT = flags.DEFINE_string("out", None, "folder to write to (default <workdir>/stream/<VIDEO>)")
+_PIECE = flags.DEFINE_integer("piece", 8, "frames per compiled scan", lower_bound=1)
+_RESET = flags.DEFINE_integer(
+    "reset_every", 0, "frames between reference frames, 0 never", lower_bound=0
+)
+# The best of docs/results/policies.md without resets; the paper's Eq. 3 is `previous`.
+_POLICY = flags.DEFINE_enum(
+    "policy", "closed_loop", POLICY_NAMES, "what residuals are taken against, unless a plan says"
+)
+_CUT = flags.DEFINE_bool("scene_cut", False, "take a reference frame where the scene is cut")
+_DRIFT = flags.DEFINE_integer(
+    "drift_every", 0, "frames between measurements against the dense network", lower_bound=0
+)
+_BOUND = flags.DEFINE_float("drift_bound", 0.1, "relative error past which the stream is reset")
+_MOST = flags.DEFINE_integer("max_frames", 0, "stop after so many frames, 0 for all", lower_bound=0)
+_BOX = flags.DEFINE_list("box", None, "x1,y1,x2,y2 of the person; default the whole frame")
+_SCORE = flags.DEFINE_float("min_score", 0.2, "joints or boxes with less confidence are not drawn")
+
+_ENGINE = flags.DEFINE_enum(
+    "engine", "auto", ["auto", "native", "xla"], "what runs the network; auto prefers native"
+)
+
+
+def _box() -> tuple[float, float, float, float] | None:
+    if _BOX.value is None:
+        return None
+    try:
+        x1, y1, x2, y2 = (float(side) for side in _BOX.value)
+    except ValueError as error:
+        raise ValueError(f"`box` (={_BOX.value}) must be four numbers x1,y1,x2,y2.") from error
+    if x1 >= x2 or y1 >= y2:
+        raise ValueError(f"`box` (={_BOX.value}) must have x1 < x2 and y1 < y2.")
+    return x1, y1, x2, y2
+
+
+def main(argv: Sequence[str]) -> int:
+    """Streams, prints the summary and returns the exit code."""
+    if len(argv) != 2:
+        raise ValueError(
+            f"`arguments` (={list(argv[1:])}) must be one video file or folder of images."
+        )
+    source = Source(argv[1])
+    settings = Settings(
+        _PIECE.value,
+        _RESET.value,
+        _MOST.value,
+        _box(),
+        _SCORE.value,
+        _CUT.value,
+        _DRIFT.value,
+        _BOUND.value,
+        _ENGINE.value,
+    )
+    config = set_gate(common.CONFIG.value, *common.gate_flags())
+    with config.unlocked():
+        config.skip.policy = _POLICY.value
+    experiment = build(config)
+    spec = _CHECKPOINT.value or common.newest_phase(common.workdir())
+    label, weights = common.load_weights(experiment, spec)
+    out = Path(_OUT.value) if _OUT.value else common.workdir() / "stream" / source.path.stem
+    summary = stream(experiment, with_gates(experiment, weights), source, out, settings)
+    print(json.dumps({"weights": label, "out": str(out), **summary}, indent=1))
+    return 0

@@ -1,0 +1,52 @@
+"""How detection looks at a stream: whole frames, boxes with labels."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from skipconv_jax.data.augment import invert_affine, warp_joints
+from skipconv_jax.data.detection_pipeline import MEAN_COLOR, DetectionView, place
+from skipconv_jax.data.labelled_videos import clip_boxes
+from skipconv_jax.tasks.detection.predictions import Predictions, unpack
+from skipconv_jax.viz import draw
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxView:
+    """Boxes of objects; frames are resized until they fit, and padded as in training."""
+
+    size: tuple[int, int]
+    names: tuple[str, ...]
+    min_score: float
+
+    def affine(self, image: np.ndarray) -> np.ndarray:
+        """The whole frame, in the upper left corner."""
+        return place(image.shape[:2], self.size, DetectionView()).matrix()
+
+    def inputs(self, images: Sequence[np.ndarray], affine: np.ndarray) -> np.ndarray:
+        """Whole frames."""
+        size = (self.size[1], self.size[0])
+        return np.stack(
+            [cv2.warpAffine(image, affine, size, borderValue=MEAN_COLOR) for image in images]
+        )
+
+    def row(self, seen: Any, affine: np.ndarray, shape: Sequence[int]) -> dict[str, Any]:
+        """`boxes` `(N, 4)` x1, y1, x2, y2, `scores` and `labels`, of the boxes sure enough."""
+        found = unpack(Predictions(*seen), self.min_score)
+        # Boxes count in edges of pixels, the affine in their centres: half a pixel apart.
+        corners = np.asarray(found.boxes, np.float64).reshape(-1, 2) - 0.5
+        boxes = (warp_joints(corners, invert_affine(affine)) + 0.5).reshape(-1, 4)
+        # The input is padded beyond the frame's edges.
+        boxes = clip_boxes(boxes, *shape[:2])
+        return {
+            "boxes": np.round(boxes, 1).tolist(),
+            "scores": np.round(found.scores, 4).tolist(),
+            "labels": [self.names[label] for label in found.labels],
+        }
+
+    def draw(self, image: np.ndarray, row: dict[str, Any]) -> np.ndarray:
+        """Boxes with their labels and scores."""
+        return draw.draw_boxes(image, row["boxes"], row["labels"], row["scores"])

@@ -114,6 +114,14 @@ def has_conv(eqn: jex.JaxprEqn) -> bool:
     )
 
 
+def convolutions(eqn: jex.JaxprEqn) -> int:
+    """How many convolutions an equation is or holds in its bodies."""
+    if eqn.primitive.name == CONV:
+        return 1
+    bodies = jex.jaxprs_in_params(eqn.params)
+    return sum(convolutions(inner) for body in bodies for inner in body.eqns)
+
+
 def aval(atom: Any) -> Any:
     """Abstract value of a variable or literal; those met here are arrays."""
     return atom.aval

@@ -10,6 +10,7 @@ import pytest
 
 from skipconv_jax.models import hrnet_small, init_variables
 from skipconv_jax.program import fold as g
+from skipconv_jax.program.fold.execute import execute_node
 
 _ACT = {"none": lambda x: x, "relu": nn.relu, "relu6": nn.relu6, "swish": nn.swish}
 _ACT |= {"logistic": jax.nn.sigmoid, "tanh": jnp.tanh}
@@ -159,3 +160,24 @@ def test_weights_norm_is_of_the_kernel_before_folding(groups: int) -> None:
     assert isinstance(node, g.ConvNode)
     np.testing.assert_allclose(node.weights_mean, jnp.abs(kernel).mean(), rtol=1e-6)
     np.testing.assert_allclose(node.kernel, kernel * 3.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [(0, 1), (0, 1, 2, 3, 0)])
+def test_a_stem_of_some_positions_or_of_one_twice_stays_as_it_is(channels: Any) -> None:
+    def fn(w: jax.Array, x: jax.Array) -> jax.Array:
+        parts = [x[:, i::2, k::2][..., np.array(channels)] for i in (0, 1) for k in (0, 1)]
+        return jax.lax.conv_general_dilated(
+            jnp.concatenate(parts, -1), w, (1, 1), "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 4 * len(channels), 4))
+    x = jax.random.normal(jax.random.key(1), (1, 8, 6, 4))
+    graph = g.build(fn, kernel, x)
+    (conv,) = (n for n in graph.nodes if isinstance(n, g.ConvNode))
+    assert conv.conv.strides == (1, 1)
+    values: dict[int, Any] = {graph.inputs[0]: x}
+    for node in graph.nodes:
+        inputs = [values[r] for r in node.inputs]
+        (values[node.output],) = execute_node(node, inputs, graph.avals[node.output].shape)
+    np.testing.assert_allclose(values[graph.outputs[0]], fn(kernel, x), rtol=1e-4, atol=1e-4)

@@ -1,10 +1,12 @@
 """Builds the native engine with the system's C++ compiler: `python -m skipconv_jax.native.build`.
 
 One shared library holds the engine for AVX-512, AVX2 and any CPU, and picks at run time.
-The library's name carries a hash of sources and flags, so that an old one is never loaded.
+The library's name carries a hash of sources and flags, so that an old one is never loaded, and
+`<library>.sha256` beside it a hash of its content, so that a damaged one is never loaded either.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from types import ModuleType
 
 # Compiled once per instruction set, and once for all of them.
@@ -127,17 +130,66 @@ def library_name() -> str:
 
 
 def candidate_dirs() -> list[pathlib.Path]:
-    """Directories the library is looked for and built in: the package, then the user's cache."""
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
-    return [pathlib.Path(__file__).parent, cache / "skipconv_jax"]
+    """Directories the library is looked for and built in: the package, then the user's cache.
+
+    The cache is left out where somebody else could write to it (`why_untrusted` says so).
+    """
+    package = pathlib.Path(__file__).parent
+    # Imported late: setup.py runs this file alone, where the package can't be imported.
+    from skipconv_jax import trusted
+
+    try:
+        return [package, trusted.user_cache()]
+    except OSError:
+        return [package]
+
+
+def why_untrusted() -> str:
+    """Why the user's cache folder is not used; empty where it is."""
+    from skipconv_jax import trusted
+
+    try:
+        trusted.user_cache()
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def find_library() -> pathlib.Path | None:
-    """The built library, or None."""
-    for folder in candidate_dirs():
-        if (path := folder / library_name()).exists():
-            return path
+    """The built library, or None. One that is damaged, or that others could write, is passed over.
+
+    In the package's own folder owner and mode are those of the Python code that is running already.
+    """
+    from skipconv_jax import trusted
+
+    package, *caches = (folder / library_name() for folder in candidate_dirs())
+    if is_whole(package):
+        return package
+    for path in caches:
+        with contextlib.suppress(trusted.UntrustedError):
+            trusted.check(path)
+            if is_whole(path):
+                return path
     return None
+
+
+def damaged_library() -> pathlib.Path | None:
+    """A library of the right name whose content is not what was built, or None."""
+    paths = (folder / library_name() for folder in candidate_dirs())
+    return next((path for path in paths if path.exists() and not is_whole(path)), None)
+
+
+def _sum_file(library: pathlib.Path) -> pathlib.Path:
+    return library.with_name(library.name + ".sha256")
+
+
+def is_whole(library: pathlib.Path) -> bool:
+    """Whether the content is what was built: its hash is the one in the file beside it."""
+    try:
+        written = _sum_file(library).read_text().split()
+        return bool(written) and hashlib.sha256(library.read_bytes()).hexdigest() == written[0]
+    except (OSError, ValueError):
+        return False
 
 
 def _compile(command: list[str]) -> None:
@@ -157,12 +209,35 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
         raise BuildError(why_not())
     folders = [folder] if folder else [d for d in candidate_dirs() if _writable(d)]
     if not folders:
-        raise BuildError(f"none of {candidate_dirs()} is writable; pass a folder")
+        reason = why_untrusted() or f"none of {candidate_dirs()} is writable"
+        raise BuildError(f"{reason}; or pass a folder")
     if stale := _schema().stale():
         raise BuildError(stale)
-    target, src = folders[0] / library_name(), source_dir()
-    if target.exists():
-        return target
+    target = folders[0] / library_name()
+    with _alone(target.parent):
+        if not is_whole(target):
+            _build_to(target, cxx, headers)
+    return target
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """One build in a folder at a time; the system frees the lock of a build that was killed."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _build_to(target: pathlib.Path, cxx: str, headers: pathlib.Path) -> None:
+    src = source_dir()
+    # Parts of builds that were killed; nobody else builds now.
+    for part in target.parent.glob(f".{target.name}*.tmp"):
+        part.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as tmp:
         jobs, objects = [], []
 
@@ -179,11 +254,25 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_compile, jobs))
         _compile([cxx, "-shared", "-pthread", *objects, "-o", f"{tmp}/lib.so"])
-        # Rename is atomic: a process that builds at the same time never sees half a library.
-        partial = target.with_suffix(f".{os.getpid()}.tmp")
-        shutil.copy(f"{tmp}/lib.so", partial)
-        os.replace(partial, target)
-    return target
+        content = pathlib.Path(tmp, "lib.so").read_bytes()
+    # Without its sum a library counts as damaged: the old one goes first, the new one comes last.
+    _sum_file(target).unlink(missing_ok=True)
+    _put(target, content)
+    _put(_sum_file(target), f"{hashlib.sha256(content).hexdigest()}  {target.name}\n".encode())
+
+
+def _put(target: pathlib.Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all, whenever this process is killed.
+
+    A library that is loaded somewhere keeps its old content there: the new file is another one.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.chmod(0o755 if target.suffix == ".so" else 0o644)
+    os.replace(partial, target)
 
 
 def _writable(folder: pathlib.Path) -> bool:
@@ -197,5 +286,5 @@ def _writable(folder: pathlib.Path) -> bool:
 if __name__ == "__main__":
     try:
         print(build())
-    except BuildError as error:
+    except (BuildError, OSError) as error:
         sys.exit(f"skipconv_jax: {error}")

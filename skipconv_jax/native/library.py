@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import os
+import pathlib
 import warnings
 from collections.abc import Iterator
 
@@ -25,12 +26,13 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
 
     path = build.find_library()
     if path is None:
-        return None, "not built; run `python -m skipconv_jax.native.build`"
+        return None, _why_none(build.damaged_library(), build.why_untrusted())
     try:
         lib = ctypes.CDLL(str(path))
-    except OSError as error:
-        return None, f"{path.name} does not load: {error}"
-    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(lib.SkipconvExecute), platform="cpu")
+        execute = lib.SkipconvExecute
+    except (OSError, AttributeError) as error:
+        return None, f"{path.name} does not load: {error}; delete it and build again"
+    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(execute), platform="cpu")
     lib.skipconv_profile.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_double), ctypes.c_int]
     if wanted and _ISA.index(wanted) > lib.skipconv_isa():
         warnings.warn(
@@ -40,6 +42,13 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
             stacklevel=4,
         )
     return lib, ""
+
+
+def _why_none(damaged: pathlib.Path | None, untrusted: str) -> str:
+    build = "run `python -m skipconv_jax.native.build`"
+    if damaged is not None:
+        return f"{damaged} is damaged or not of this build; {build}"
+    return f"not built; {build}" + (f". {untrusted}" if untrusted else "")
 
 
 def _settings() -> str:

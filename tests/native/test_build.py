@@ -108,6 +108,82 @@ def test_nan_fires_and_shows() -> None:
     assert np.isnan(y[0, 4:7, 4:7]).all()
 
 
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A cache that holds a whole library, in a world where the package's folder holds none."""
+    found = build.find_library()
+    assert found is not None
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = build.candidate_dirs()[1]
+    monkeypatch.setattr(build, "candidate_dirs", lambda: [tmp_path / "package", cache])
+    for path in (found, build._sum_file(found)):
+        (cache / path.name).write_bytes(path.read_bytes())
+        (cache / path.name).chmod(0o644)
+    assert build.find_library() == cache / found.name
+    return cache / found.name
+
+
+def _cut(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _flip(path: pathlib.Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@needs_engine
+@pytest.mark.parametrize("damage", [_cut, _flip, lambda p: p.write_bytes(b"foreign"),
+                                    lambda p: build._sum_file(p).unlink()])  # fmt: skip
+def test_a_damaged_library_is_not_loaded_and_is_built_again(
+    copied: pathlib.Path, monkeypatch: pytest.MonkeyPatch, damage
+) -> None:
+    whole = copied.read_bytes()
+    damage(copied)
+    assert build.find_library() is None
+    assert build.damaged_library() == copied
+    # The compiler's part is not what is tested: it gives what it gave before.
+    monkeypatch.setattr(
+        build, "_compile", lambda command: pathlib.Path(command[-1]).write_bytes(whole)
+    )
+    assert build.build(copied.parent) == copied
+    assert build.find_library() == copied
+    assert copied.read_bytes() == whole
+
+
+@needs_engine
+def test_a_library_others_may_write_is_not_loaded(copied: pathlib.Path) -> None:
+    copied.chmod(0o666)
+    assert build.find_library() is None
+    copied.chmod(0o644)
+    assert build.find_library() == copied
+
+
+def test_an_open_cache_is_named_where_no_engine_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tmp_path.chmod(0o777)
+    assert build.candidate_dirs() == [pathlib.Path(build.__file__).parent]
+    assert "writable by everybody" in build.why_untrusted()
+
+
+def test_leftovers_of_killed_builds_are_no_libraries_and_go(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    target = tmp_path / build.library_name()
+    part = target.with_name(f".{target.name}.123.tmp")
+    part.write_bytes(b"half")
+    target.write_bytes(b"library, but its sum was not written before the kill")
+    monkeypatch.setattr(build, "_compile", lambda c: pathlib.Path(c[-1]).write_bytes(b"whole"))
+    build.build(tmp_path)
+    assert target.read_bytes() == b"whole"
+    assert build.is_whole(target)
+    assert not part.exists()
+
+
 @needs_engine
 @pytest.mark.parametrize(
     ("variable", "value", "allowed"),

@@ -31,8 +31,8 @@ def fired(masks: Fired, name: str) -> jax.Array:
             f"`masks` (layers {sorted(masks)}) must hold {name!r}; use the masks or the state of "
             "the network the table was made for."
         )
-    found = masks[name]
-    return found.fired if isinstance(found, SkipState) else found
+    found: jax.Array = getattr(masks[name], "fired", masks[name])
+    return found
 
 
 def firing(table: Table, masks: Fired) -> dict[str, jax.Array]:

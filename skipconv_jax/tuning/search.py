@@ -266,6 +266,7 @@ def calibrate(
     evaluations: int = 8,
     implementation: str | None = "dense",
     found: Sensitivity | None = None,
+    engine: str = "auto",
 ) -> GatePlan:
     """A gate plan for a trained network: two dense passes, a choice, a few skipped runs, a check.
 
@@ -286,6 +287,7 @@ def calibrate(
       implementation: of the masked convolution while measuring; None for what would serve, as
         a budget in milliseconds needs.
       found: sensitivities measured before.
+      engine: that the skipped network runs on, as for `compile_plan`.
 
     Returns:
       The gate plan; its notes hold the budget, the measurements and the held-out check.
@@ -301,7 +303,7 @@ def calibrate(
     implementation = None if timed else implementation
     settled = settle(found, budget)
     net = net_for(fn, settled, gates, policy, found, implementation)
-    runner = Runner(net, variables, clip, score, timed)
+    runner = Runner(net, variables, clip, score, timed, engine)
     cost: Cost = time_cost if timed else macs_cost
 
     def at(price: float) -> Choice:
@@ -310,7 +312,7 @@ def calibrate(
     low, high = price_range(found)
     price, tried = bisect(lambda p: runner(gate_params(at(p))), budget, low, high, evaluations)
     chosen = at(price)
-    checker = Runner(net, variables, held_out, held_out_score or score, timed)
+    checker = Runner(net, variables, held_out, held_out_score or score, timed, engine)
     checked = checker(gate_params(chosen))
     seen = next(m for p, m in tried if p == price)
     final = {

@@ -1,7 +1,7 @@
 """The contract of a plan, as tests that every engine's own inherit: `net.apply` is what is right.
 
-One network of every kind of site (strided, depthwise, a residual add, a kernel used twice), compiled
-once per engine and module.
+One network of every kind of site (strided, depthwise, a residual add, a kernel used twice),
+compiled once per engine and module.
 """
 
 import dataclasses

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from skipconv_jax import native, skip
 from skipconv_jax.ops import InputNormGate, Keyframe
@@ -157,3 +158,18 @@ def test_an_unused_convolution_is_no_work(engine):
     contract.close(y, want)
     assert sorted(plan.fired(masks)) == ["point@1", "stem"]
     assert [row.name for row in plan.table.rows] == ["stem", "point@1"]
+
+
+def test_an_exported_step_survives_the_file():
+    """`jax.export` of `net.apply`: parameters and state go in and out as they are."""
+    net, weights, frames = _net(), contract.variables(), contract.clip()
+    params, state = net.init(weights, frames[0])
+    step = jax.jit(net.apply)
+    written = export.export(step)(params, state, frames[0]).serialize()
+    read = export.deserialize(written)
+    ours = state
+    for x in frames[:3]:
+        want, state = step(params, state, x)
+        got, ours = read.call(params, ours, x)
+        jax.tree.map(np.testing.assert_array_equal, (got, ours), (want, state))
+    assert ours["stem"].fired.min() == 0

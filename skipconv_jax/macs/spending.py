@@ -5,6 +5,7 @@ Masks are `{name: (B, nh, nw)}` of `plan.fired`, or the state of `net.apply`, wh
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +32,9 @@ def fired(masks: Fired, name: str) -> jax.Array:
             f"`masks` (layers {sorted(masks)}) must hold {name!r}; use the masks or the state of "
             "the network the table was made for."
         )
-    found: jax.Array = getattr(masks[name], "fired", masks[name])
-    return found
+    found: Any = masks[name]
+    mask: jax.Array = getattr(found, "fired", found)
+    return mask
 
 
 def firing(table: Table, masks: Fired) -> dict[str, jax.Array]:

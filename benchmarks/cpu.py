@@ -24,7 +24,8 @@ from benchmarks.peers import RUNNERS, Runner, without_flattening
 from skipconv_jax import native, skip
 from skipconv_jax.models import efficientdet, hrnet_w32, init_variables
 from skipconv_jax.ops import POLICIES, InputNormGate
-from skipconv_jax.plans.native import Constants, Plan, PlanState, compile_plan
+from skipconv_jax.plans import compile_plan
+from skipconv_jax.plans.native import Constants, NativePlan, PlanState
 from skipconv_jax.program import fold as g
 
 TARGETS = (2.51, 4.33, 7.92)
@@ -56,7 +57,7 @@ def make_variables(model: Any, frames: jax.Array) -> Any:
 class Contest:
     """A plan on one clip, and what its masks cost."""
 
-    plan: Plan
+    plan: NativePlan
     names: Sequence[str]
     state: PlanState
     threads: int = 0
@@ -179,7 +180,7 @@ def motion_rows(
 
 
 def peer_rows(
-    plan: Plan, expected: Sequence[np.ndarray], frames: Sequence[np.ndarray], macs: float
+    plan: NativePlan, expected: Sequence[np.ndarray], frames: Sequence[np.ndarray], macs: float
 ) -> list[Row]:
     """A row per dense runtime, each checked on the first frame."""
     graph, rows = without_flattening(plan.graph), []
@@ -211,7 +212,7 @@ def make_contest(args: argparse.Namespace, real: np.ndarray) -> tuple[Contest, f
     params, _ = net.init(variables, frame)
     start = time.perf_counter()
     plan = compile_plan(net, params, frame, keep_outputs=True)
-    if not isinstance(plan, Plan):
+    if not isinstance(plan, NativePlan):
         raise SystemExit(native.status())
     contest = Contest(plan, list(params["gates"]), plan.init_state())
     contest.play(plan.constants, [frame, frame])

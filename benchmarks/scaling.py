@@ -22,7 +22,8 @@ from benchmarks.cpu import SIZES, Contest, make_model, make_variables, time_peer
 from benchmarks.peers import onnxruntime_runner, without_flattening
 from skipconv_jax import native, skip
 from skipconv_jax.ops import POLICIES, InputNormGate
-from skipconv_jax.plans.native import Plan, compile_plan
+from skipconv_jax.plans import compile_plan
+from skipconv_jax.plans.native import NativePlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Bench:
         frame = jnp.zeros((s.streams, s.size, s.size, 3), jnp.float32)
         params, _ = net.init(self.variables, frame)
         plan = compile_plan(net, params, frame)
-        if not isinstance(plan, Plan):
+        if not isinstance(plan, NativePlan):
             raise SystemExit(native.status())
         return Contest(plan, list(params["gates"]), plan.init_state(), s.threads)
 

@@ -47,7 +47,7 @@ def _jax_way(way: str, name: str) -> dict[str, float]:
 
     from skipconv_jax import skip
     from skipconv_jax.ops import InputNormGate, Previous
-    from skipconv_jax.plans.native import compile_plan
+    from skipconv_jax.plans import compile_plan
 
     model, variables, frame = _network(name)
     net = skip(model.apply, gate=InputNormGate(1e-2, block=8), policy=Previous())

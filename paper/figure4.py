@@ -6,7 +6,6 @@ gates (no training, a threshold each), predictions copied between key frames, an
 with a trained flow network.
 """
 
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -205,8 +204,8 @@ class Detector:
                 )
                 self._compiled[gate] = make_skipped(experiment, {**weights, "gates": {}})
             ready = self._compiled[gate]
-            gates = {name: {"threshold": jnp.float32(threshold)} for name in ready.params["gates"]}
-            at = dataclasses.replace(ready, params={**ready.params, "gates": gates})
+            names = [row.name for row in ready.table.skipped()]
+            at = ready.with_gates({name: {"threshold": jnp.float32(threshold)} for name in names})
             return evaluate_streamed(self._experiment, at, self._videos(), f"{gate} {threshold:g}")
 
         return self._row(f"{gate}-{threshold:g}", compute, threshold=threshold)

@@ -52,8 +52,11 @@ NAMES = {
     ("tuning.gate_plan", "LayerPlan"): ("tuning.gate_plan", "LayerGate"),
     ("streaming", "Reading"): ("streaming.runner", "Reading"),
     ("streaming", "Streamer"): ("streaming.runner", "Streamer"),
-    ("streaming", "make_plan_streamer"): ("streaming.runner", "make_plan_streamer"),
+    ("streaming", "make_plan_streamer"): ("streaming.runner", "make_streamer"),
     ("streaming", "make_streamer"): ("streaming.runner", "make_streamer"),
+    ("streaming.runner", "make_plan_streamer"): ("streaming.runner", "make_streamer"),
+    ("streaming.runner", "stage_firing"): ("macs", "stage_firing"),
+    ("streaming.runner", "firing_map"): ("macs", "firing_map"),
 }
 
 

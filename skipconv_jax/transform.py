@@ -147,11 +147,7 @@ class SkipNet:
           x: a frame of B streams; a shape suffices.
           *args: further arguments of `fn`.
         """
-        rows = []
-        for site, rule in self._plan(self._sites(variables, x, args)):
-            gate = None if rule is None else rule.gate
-            rows.append(macs.Row.make(site, gate))
-        return macs.Table(tuple(rows), number_of_streams(x))
+        return self.survey(variables, x, *args)[0]
 
     def layers(self, variables: Any, x: Any, *args: Any) -> dict[str, tuple[Site, Rule]]:
         """Every Skip-Convolution of the network and how it is skipped, in the order of the trace.
@@ -161,8 +157,16 @@ class SkipNet:
           x: a frame of B streams; a shape suffices.
           *args: further arguments of `fn`.
         """
-        plan = self._plan(self._sites(variables, x, args))
-        return {site.name: (site, rule) for site, rule in plan if rule is not None}
+        return self.survey(variables, x, *args)[1]
+
+    def survey(
+        self, variables: Any, x: Any, *args: Any
+    ) -> tuple[macs.Table, dict[str, tuple[Site, Rule]]]:
+        """`table` and `layers` of one trace."""
+        found = self._plan(self._sites(variables, x, args))
+        rows = [macs.Row.make(site, None if rule is None else rule.gate) for site, rule in found]
+        layers = {site.name: (site, rule) for site, rule in found if rule is not None}
+        return macs.Table(tuple(rows), number_of_streams(x)), layers
 
     def rule_for(self, site: Site) -> Rule | None:
         """The first rule whose pattern matches, or the default; None means dense."""

@@ -180,10 +180,10 @@ def test_clip_mean_counts_the_reference_frame():
 
 def test_bad_input(made):
     table, _, state = made
-    with pytest.raises(ValueError, match=r"`state` .*'stem'"):
+    with pytest.raises(ValueError, match=r"`masks` .*'stem'"):
         macs.spent(table, {"depth": state["depth"]})
     small = dataclasses.replace(state["stem"], fired=jnp.ones((2, 1, 1)))
-    with pytest.raises(ValueError, match=r"`state` \(layer 'stem', a mask of \(1, 1\) blocks"):
+    with pytest.raises(ValueError, match=r"`masks` \(layer 'stem', a mask of \(1, 1\) blocks"):
         macs.spent_total(table, state | {"stem": small})
     dense = skip(Net().apply, [("*", None)]).table(Net().init(jax.random.key(1), X), X)
     assert dense.skipped() == ()

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from skipconv_jax import macs
 from skipconv_jax.program.canonical import for_this_backend
 from skipconv_jax.program.walk import number_of_streams
-from skipconv_jax.streaming.runner import Reading, Streamer, stage_firing
+from skipconv_jax.streaming.runner import Reading, Streamer
 from skipconv_jax.transform import SkipNet, skip
 
 Tree = Any
@@ -106,7 +106,7 @@ class Skipped:
 
     def firing(self, state: Any) -> dict[str, jax.Array]:
         """`{stage: (B,)}` share of the stage's multiply-accumulates spent at the last frame."""
-        return stage_firing(self.table, state)
+        return macs.stage_firing(self.table, state)
 
 
 def make_video_streamer(net: VideoNet, read: Callable[[Any], Any]) -> Streamer:

@@ -30,6 +30,7 @@ class Settings:
       frames: to calibrate on, and to check on.
       streams: clips of the data set to take.
       labels: measure the drop against labels, not against the dense network.
+      engine: that the skipped network runs on.
     """
 
     budget: Budget
@@ -40,6 +41,7 @@ class Settings:
     frames: int
     streams: int
     labels: bool
+    engine: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,7 @@ def find_gate_plan(experiment: Experiment, variables: Any, settings: Settings) -
         score=_score(experiment, clip, settings.labels),
         held_out_score=_score(experiment, held_out, settings.labels),
         implementation=None if settings.budget.kind == "ms" else "dense",
+        engine=settings.engine,
     )
 
 

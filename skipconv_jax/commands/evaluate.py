@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from skipconv_jax import macs
+from skipconv_jax.plans import Plan, compile_plan
 from skipconv_jax.program.canonical import for_this_backend
-from skipconv_jax.streaming.runner import Streamer, make_streamer
+from skipconv_jax.streaming.runner import Runner, Streamer
 from skipconv_jax.tasks import Experiment
 from skipconv_jax.tasks.splits import over_splits
 from skipconv_jax.viz.tables import markdown
@@ -63,18 +63,34 @@ class Streamed:
     """A network made ready to run over clips.
 
     Attributes:
-      run: `(params, state, frames) -> (state, readings)`, see `streaming.make_streamer`.
-      params: of the network.
+      run: `(constants, state, frames) -> (state, readings)`, see `streaming.runner.Runner.piece`.
+      constants: of its plan, or whatever else `run` takes.
       fresh: makes the state of `config.eval.batch` streams that have seen no frame.
       dense_macs: per frame.
       gate_macs: per frame.
+      plan: what runs it, None for what is no skipped network.
     """
 
     run: Streamer
-    params: Tree
+    constants: Tree
     fresh: Callable[[], Tree]
     dense_macs: int
     gate_macs: int = 0
+    plan: Plan | None = None
+
+    @property
+    def table(self) -> macs.Table:
+        """Of the skipped network."""
+        return self._skipped().table
+
+    def with_gates(self, gates: Mapping[str, Tree]) -> "Streamed":
+        """The same, compiled already, with other gate parameters."""
+        return dataclasses.replace(self, constants=self._skipped().with_gates(gates))
+
+    def _skipped(self) -> Plan:
+        if self.plan is None:
+            raise ValueError("`plan` (=None) must be one of a skipped network to have gates.")
+        return self.plan
 
 
 def evaluate_dense(
@@ -112,33 +128,33 @@ def evaluate_skipped(
     clips: Any,
     label: str,
     length: int | None = None,
+    engine: str = "auto",
 ) -> Result:
     """The skipped network on every frame of the clips, a new reference frame every `length`.
 
     Arguments as for `evaluate_dense` and `make_skipped`.
     """
-    ready = make_skipped(experiment, weights)
+    ready = make_skipped(experiment, weights, engine)
     return evaluate_streamed(experiment, ready, clips, label, length)
 
 
-def make_skipped(experiment: Experiment, weights: dict[str, Tree]) -> Streamed:
-    """The configuration's skipped network, ready to run; parameters may be changed in it.
+def make_skipped(
+    experiment: Experiment, weights: dict[str, Tree], engine: str = "auto"
+) -> Streamed:
+    """The configuration's skipped network, ready to run on the engine that streams run on.
 
     Gates without trained parameters take their initial ones, which suits norm gates.
 
     Raises:
-      ValueError: gates that need training and have not had it, see `with_gates`.
+      ValueError: gates that need training and have not had it, see `with_gates`, or an engine asked
+        for by name that can't run it.
     """
-    net, streams = experiment.net(), experiment.config.eval.batch
-    table, params = experiment.table(net, streams), with_gates(experiment, weights)
-    _, state = net.init(params["model"], experiment.frame(streams), key=jax.random.key(0))
-
-    def fresh() -> Tree:
-        # A copy: running donates it.
-        return jax.tree.map(jnp.copy, state)
-
-    streamer = make_streamer(net, table, experiment.read)
-    return Streamed(streamer, params, fresh, table.macs, table.gate_macs)
+    frame = experiment.frame(experiment.config.eval.batch)
+    params = with_gates(experiment, weights)
+    plan = compile_plan(experiment.net(), params, frame, engine=engine, keep_outputs=True)
+    runner = Runner(plan, experiment.read)
+    table = plan.table
+    return Streamed(runner.piece, plan.constants, runner.init, table.macs, table.gate_macs, plan)
 
 
 def evaluate_streamed(
@@ -152,7 +168,7 @@ def evaluate_streamed(
     scorer, frames, spent = experiment.scorer(), 0, 0.0
     length, stages = _length(experiment, length), dict[str, float]()
     for batch in experiment.test_batches(clips, length):
-        _, reading = network.run(network.params, network.fresh(), _swap(batch["frames"]))
+        _, reading = network.run(network.constants, network.fresh(), _swap(batch["frames"]))
         reading = jax.device_get(reading)
         scorer.update(jax.tree.map(_swap, reading.outputs), batch)
         valid = batch["valid"].T

@@ -11,13 +11,12 @@ import cv2
 import jax
 import numpy as np
 
-from skipconv_jax import macs, native
-from skipconv_jax.plans.native import Plan, compile_plan
+from skipconv_jax import macs
+from skipconv_jax.plans import compile_plan
 from skipconv_jax.streaming.guards import Drift, Guard, SceneCut
-from skipconv_jax.streaming.runner import Reading, make_plan_streamer, make_streamer
+from skipconv_jax.streaming.runner import Reading, Runner
 from skipconv_jax.streaming.sources import Frame, Source, VideoError, VideoWriter
 from skipconv_jax.tasks import Experiment, View
-from skipconv_jax.transform import SkipNet
 from skipconv_jax.viz import draw
 from skipconv_jax.viz.charts import Bins, stream_chart
 
@@ -30,7 +29,8 @@ class Settings:
     """How a stream is run and drawn.
 
     Attributes:
-      piece: frames per compiled scan.
+      piece: frames that are waited for and run together, faster by what a call costs; 1 answers
+        each frame as it comes.
       reset_every: frames between reference frames; 0 takes one at the start and after a reset only.
       max_frames: stop after so many; 0 for all.
       box: x1, y1, x2, y2 of the person in frame pixels; None takes the whole frame.
@@ -38,10 +38,10 @@ class Settings:
       scene_cut: take a reference frame where the scene is cut.
       drift_every: frames between measurements against the dense network; 0 for none.
       drift_bound: relative error of the last layer past which a reference frame is taken.
-      engine: 'native', 'xla', or 'auto' for the native engine wherever it can run the stream.
+      engine: as for `compile_plan`.
     """
 
-    piece: int = 8
+    piece: int = 1
     reset_every: int = 0
     max_frames: int = 0
     box: tuple[float, float, float, float] | None = None
@@ -71,43 +71,24 @@ class NetworkStream:
     """One stream through the network: frames in, `Seen` out, state kept on the device."""
 
     def __init__(self, experiment: Experiment, params: dict[str, Tree], settings: Settings) -> None:
-        self._experiment, self._settings = experiment, settings
-        self._params: Any = params
-        self._net = experiment.net()
+        self._settings = settings
         self.view: View = experiment.view(settings.box, settings.min_score)
-        self.table = experiment.table(self._net)
         height, width = experiment.size
-        self._guard = None
-        if settings.resets():
-            frame = experiment.frame()
-            self._guard = Guard.make(self._net, params["model"], frame, settings.resets())
-        cells = (height // _PLACES, width // _PLACES)
-        self._plan, self.engine = _plan(settings, self._net, params, experiment.frame())
-        if self._plan is None:
-            read = experiment.read
-            streamer = make_streamer(self._net, self.table, read, cells, self._guard)
-        else:
-            self._params = self._plan.constants
-            streamer = make_plan_streamer(self._plan, self.table, experiment.read, cells)
-        self._state = self._fresh()
-        piece = jax.ShapeDtypeStruct((settings.piece, *experiment.frame().shape), np.uint8)
+        # The outputs are read before the next frame, so that they may stay where they are.
+        plan = compile_plan(
+            experiment.net(), params, experiment.frame(), engine=settings.engine, keep_outputs=True
+        )
+        self.table, self.engine = plan.table, f"{plan.engine}: {plan.why}"
+        guard = Guard.make(plan, settings.resets()) if settings.resets() else None
+        cells = (height // _PLACES, width // _PLACES) if plan.table.skipped() else None
+        self._runner = Runner(plan, experiment.read, cells, guard)
+        self._carry = self._runner.init()
+        frame = experiment.frame()
+        piece = jax.ShapeDtypeStruct((settings.piece, *frame.shape), np.uint8)
         # Compiled before the first frame arrives, so that no frame's time holds the compilation.
-        self._run = streamer.lower(self._params, self._state, piece).compile()  # type: ignore[attr-defined]
-
-    def _fresh(self) -> Tree:
-        if self._plan is not None:
-            return self._plan.init_state()
-        frame = self._experiment.frame()
-        state = self._net.init(self._params["model"], frame, key=jax.random.key(0))[1]
-        return state if self._guard is None else (state, self._guard.init(frame))
-
-    def _reset(self) -> None:
-        if self._plan is not None:
-            self._state = self._plan.reset(self._state)
-        elif self._guard is None:
-            self._state = self._net.reset(self._state)
-        else:
-            self._state = (self._net.reset(self._state[0]), self._state[1])
+        step: Any = self._runner.step if settings.piece == 1 else self._runner.piece
+        piece = jax.ShapeDtypeStruct(frame.shape, np.uint8) if settings.piece == 1 else piece
+        self._run = step.lower(plan.constants, self._carry, piece).compile()
 
     def __call__(self, frames: Iterator[Frame]) -> Iterator[Seen]:
         """Runs the frames piece by piece; what must not be taken for change resets the stream."""
@@ -126,10 +107,10 @@ class NetworkStream:
                     yield Seen(np.zeros((0, 0, 3), np.uint8), row, None, None)
                     continue
                 pending = "; ".join(filter(None, (pending, frame.event)))
-                self._reset()
+                self._carry = self._runner.reset(self._carry)
             elif pending and not piece:
                 # The first good frame after lost ones.
-                self._reset()
+                self._carry = self._runner.reset(self._carry)
             piece.append(frame)
             if len(piece) == self._settings.piece:
                 yield from self._flush(piece, pending)
@@ -144,9 +125,13 @@ class NetworkStream:
         batch = self.view.inputs(images, affine)
         # A short piece is filled up by its last frame; what follows it starts from a reset.
         batch = np.concatenate([batch, np.repeat(batch[-1:], self._settings.piece - len(batch), 0)])
+        alone = self._settings.piece == 1
         began = time.perf_counter()
-        self._state, reading = self._run(self._params, self._state, batch[:, None])
+        constants, frames = self._runner.plan.constants, batch if alone else batch[:, None]
+        self._carry, reading = self._run(constants, self._carry, frames)
         reading = jax.device_get(reading)
+        if alone:
+            reading = jax.tree.map(lambda a: np.asarray(a)[None], reading)
         ms = (time.perf_counter() - began) * 1e3 / self._settings.piece
         for t, frame in enumerate(piece):
             yield self._seen(frame, images[t], reading, t, affine, ms, reset if t == 0 else "")
@@ -177,32 +162,6 @@ class NetworkStream:
             row["reset"] = "reset policy"
         places = None if reading.places is None else np.asarray(reading.places[t, 0])
         return Seen(image, row, places, affine)
-
-
-def _plan(
-    settings: Settings, net: SkipNet, params: dict[str, Tree], frame: jax.ShapeDtypeStruct
-) -> tuple[Plan | None, str]:
-    """A native plan or None, and the line that says what runs and why.
-
-    Raises:
-      ValueError: 'native' was asked for and can't run the stream.
-    """
-    why = "asked for" if settings.engine == "xla" else ""
-    if not why and settings.resets():
-        why = "reset policies measure inside the network"
-    if not why and (jax.default_backend() != "cpu" or not native.available()):
-        why = native.status() if jax.default_backend() == "cpu" else "not on a CPU"
-    if not why:
-        try:
-            plan = compile_plan(net, params, frame, keep_outputs=True)
-        except ValueError as error:
-            why = str(error)
-        else:
-            if isinstance(plan, Plan):
-                return plan, native.status()
-    if settings.engine == "native":
-        raise ValueError(f"`engine` (='native') can't run this stream ({why}); use 'xla'.")
-    return None, f"plain XLA: {why}"
 
 
 def annotate(seen: Seen, view: View, dense_gmac: float) -> np.ndarray:

@@ -73,6 +73,10 @@ class Program:
         warm = state[:, 0] if streams is None else jnp.where(streams, 0.0, state[:, 0])
         return state.at[:, 0].set(jnp.zeros_like(warm) if streams is None else warm)
 
+    def fresh(self, state: jax.Array) -> jax.Array:
+        """Streams `(B,)` bool that compute everything at the next frame."""
+        return state[:, 0] == 0
+
     @functools.cached_property
     def constants(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Words, weights and gate parameters on the device: pass them to `apply` as arguments."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import export
 
 
 @jax.tree_util.register_dataclass
@@ -50,3 +51,12 @@ class SkipState:
                 f"{self.fresh.shape}, one flag per stream."
             )
         return dataclasses.replace(self, fresh=self.fresh | streams)
+
+
+# So that `export(jit(net.apply))` can be written to a file; the name is part of such files.
+export.register_pytree_node_serialization(
+    SkipState,
+    serialized_name="skipconv_jax.SkipState",
+    serialize_auxdata=lambda _: b"",
+    deserialize_auxdata=lambda _: (),
+)

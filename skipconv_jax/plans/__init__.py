@@ -1,5 +1,6 @@
 """Plans: a skipped network made ready for streaming on one engine. `compile_plan` picks it."""
 
-from skipconv_jax.plans.native import Plan, compile_plan
+from skipconv_jax.plans.base import Plan
+from skipconv_jax.plans.compile import ENGINES, compile_plan, engine_name
 
-__all__ = ["Plan", "compile_plan"]
+__all__ = ["ENGINES", "Plan", "compile_plan", "engine_name"]

@@ -4,12 +4,10 @@
 and additions are passes over whole maps, fired or not. `fold_plan` folds the traced network first
 (`skipconv_jax.program.fold`), and a convolution whose policy recomputes its blocks takes scale,
 shift and activation into its own pass (`Epilogue`): its state holds the activated output, and
-blocks that do not fire are neither read nor written for it. Same interface as
-`skipconv_jax.plans.native.Plan`.
+blocks that do not fire are neither read nor written for it. Compare `skipconv_jax.plans.plain`.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,84 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipconv_jax.native import library
 from skipconv_jax.ops import InputNormGate, SkipState, skip_conv
-from skipconv_jax.ops.gates import AlwaysGate, GateParams, GumbelGate
+from skipconv_jax.ops.gates import AlwaysGate, GumbelGate
 from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.ops.masked_conv.epilogue import ACTIVATIONS, Epilogue, finish
+from skipconv_jax.plans.base import FirstLayer, shapes_of, unused
+from skipconv_jax.plans.plain import XlaPlan, first_name, once, plain_plan
 from skipconv_jax.program import fold as g
 from skipconv_jax.program.fold.execute import execute_node
+from skipconv_jax.program.walk import number_of_streams
 from skipconv_jax.transform import NetParams, NetState, Rule, SkipNet
 
 # A channel scaled by less holds nothing of its kernel that could be told.
 _LOST = 1e-20
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class XlaPlan:
-    """A network ready for streaming by `net.apply`; see `skipconv_jax.plans.native.Plan`.
-
-    Attributes:
-      net: the skipped network.
-      constants: its parameters; pass them to `apply` as arguments of a jit.
-      frame: shapes of a frame.
-      why: why it is not folded, for the report.
-    """
-
-    net: SkipNet
-    constants: NetParams
-    frame: Any
-    why: str = ""
-
-    def _variables(self) -> Any:
-        return self.constants["model"]
-
-    def init_state(self, streams: int | None = None) -> NetState:
-        """State of fresh streams, by default as many as the example frame has."""
-
-        def resized(a: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((streams or a.shape[0], *a.shape[1:]), a.dtype)
-
-        frame = jax.tree.map(resized, self.frame)
-        return self.net.init(self._variables(), frame, key=jax.random.key(0))[1]
-
-    def reset(self, state: NetState, streams: jax.Array | None = None) -> NetState:
-        """State whose next frame computes everything for the given streams `(B,)` (default all)."""
-        return self.net.reset(state, streams)
-
-    def apply(
-        self, state: NetState, x: Any, constants: NetParams | None = None, *, threads: int = 0
-    ) -> tuple[Any, NetState, dict[str, jax.Array]]:
-        """One frame: what the network returns, the new state, and the masks; `threads` is XLA's."""
-        y, state = self.net.apply(constants or self.constants, state, x)
-        return y, state, {name: layer.fired for name, layer in state.items()}
-
-    @functools.cached_property
-    def _jitted(self) -> Any:
-        return jax.jit(self.apply, donate_argnums=0, static_argnames="threads")
-
-    def step(
-        self, state: NetState, x: Any, *, threads: int = 0
-    ) -> tuple[Any, NetState, dict[str, jax.Array]]:
-        """`apply`, compiled once, with the state updated in place (the old one is gone)."""
-        return self._jitted(state, x, self.constants, threads=threads)
-
-    def fired(self, masks: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Masks by convolution, each `(B, nh, nw)`."""
-        return masks
-
-    def with_gates(self, gates: Mapping[str, GateParams]) -> NetParams:
-        """`constants` with other gate parameters (thresholds, gate kernels); nothing recompiles."""
-        return {**self.constants, "gates": dict(gates)}
-
-    def state_bytes(self) -> int:
-        """Bytes of state of one stream."""
-        state = jax.eval_shape(lambda: self.init_state(1))
-        return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
-
-    def report(self) -> str:
-        """Why XLA runs everything, and as it stands."""
-        return self.why or library.status()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,28 +37,39 @@ class FoldedPlan(XlaPlan):
     Attributes:
       graph: the folded network.
       layers: geometry and rule of every Skip-Convolution.
-      variables: shapes of the network's variables.
     """
 
-    graph: g.Graph | None = None
-    layers: Mapping[str, tuple[Conv, Rule]] = dataclasses.field(default_factory=dict)
-    variables: Any = None
+    graph: g.Graph
+    layers: Mapping[str, tuple[Conv, Rule]]
 
-    def _variables(self) -> Any:
-        return self.variables
+    engine = "folded"
+
+    def init_state(self, streams: int | None = None) -> NetState:
+        """State of fresh streams, by default as many as the example frame has; donate it."""
+        state = super().init_state(streams)
+        return {name: state[name] for name in self.layers}
 
     def apply(
         self, state: NetState, x: Any, constants: NetParams | None = None, *, threads: int = 0
     ) -> tuple[Any, NetState, dict[str, jax.Array]]:
-        """One frame: what the network returns, the new state, and the masks; `threads` is XLA's.
+        """One frame: what the network returns, the new state, and the masks; see `Plan.apply`."""
+        del threads
+        self.check(state, x)
+        values, new = self._run(state, x, self.params if constants is None else constants)
+        leaves = [values[o] if isinstance(o, int) else jnp.asarray(o) for o in self.graph.outputs]
+        y = jax.tree.unflatten(self.graph.tree, leaves)
+        return y, new, {name: layer.fired for name, layer in new.items()}
 
-        Pure, fit for `jit` and `scan`. Under a jit of your own pass `plan.constants` as an
-        argument, or the weights become part of the compiled program.
-        """
-        graph, params = self._graph(), constants or self.constants
+    def _run(
+        self, state: NetState, x: Any, params: NetParams, until: str = ""
+    ) -> tuple[dict[int, Any], NetState]:
+        """Tensors and states of all nodes, or of those up to a Skip-Convolution."""
+        graph = self.graph
         values: dict[int, Any] = dict(zip(graph.inputs, jax.tree.leaves(x), strict=True))
         new: NetState = {}
         for node in graph.nodes:
+            if until in new:
+                break
             inputs = [values[r] for r in node.inputs]
             if isinstance(node, g.ConvNode) and node.name in self.layers:
                 made, new[node.name] = self._convolve(node, inputs, params, state[node.name])
@@ -134,14 +78,11 @@ class FoldedPlan(XlaPlan):
             shape = (-1, *graph.avals[node.output].shape[1:])
             refs = node.outputs if isinstance(node, g.OtherNode) else (node.output,)
             values.update(zip(refs, execute_node(node, inputs, shape), strict=True))
-        leaves = [values[o] if isinstance(o, int) else jnp.asarray(o) for o in graph.outputs]
-        y = jax.tree.unflatten(graph.tree, leaves)
-        return y, new, {name: layer.fired for name, layer in new.items()}
+        return values, new
 
-    def _graph(self) -> g.Graph:
-        if self.graph is None:
-            raise AssertionError("a folded plan without a graph")
-        return self.graph
+    def first_layer(self) -> FirstLayer:
+        """The first Skip-Convolution, which the state holds all of."""
+        return _First(self, first_name(self))
 
     def _convolve(
         self, node: g.ConvNode, x: list[jax.Array], params: NetParams, state: SkipState
@@ -172,7 +113,7 @@ class FoldedPlan(XlaPlan):
 
     def report(self) -> str:
         """How many convolutions finish their blocks themselves, and what keeps the others."""
-        convs = [n for n in self._graph().nodes if isinstance(n, g.ConvNode)]
+        convs = [n for n in self.graph.nodes if isinstance(n, g.ConvNode)]
         ours = [n for n in convs if n.name in self.layers]
         left = [(n.name, _why_not_fused(n, self.layers[n.name][1])) for n in ours]
         lines = [
@@ -182,6 +123,27 @@ class FoldedPlan(XlaPlan):
         reasons = sorted({why for _, why in left if why})
         lines += [f"{sum(why == r for _, why in left)}: {r}" for r in reasons]
         return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class _First:
+    """`FirstLayer` of a state that holds every layer's own."""
+
+    plan: FoldedPlan
+    name: str
+
+    def init(self, streams: int) -> tuple[()]:
+        del streams
+        return ()
+
+    def firing(self, memory: Any, state: NetState, x: Any, constants: NetParams) -> jax.Array:
+        del memory
+        _, new = self.plan._run(state, x, constants, until=self.name)
+        return new[self.name].fired.reshape(number_of_streams(x), -1).mean(axis=1)
+
+    def after(self, memory: Any, x: Any, reset: jax.Array) -> Any:
+        del x, reset
+        return memory
 
 
 def _activation(node: g.ConvNode) -> str | None:
@@ -237,26 +199,30 @@ def _why_not_folded(graph: g.Graph, layers: Mapping[str, tuple[Conv, Rule]]) -> 
     return ""
 
 
-def fold_plan(net: SkipNet, params: NetParams, x: Any) -> XlaPlan:
+def fold_plan(net: SkipNet, params: Any, x: Any, why: str = "asked for") -> XlaPlan:
     """A plan in XLA for frames like x, folded where that can be; `report()` says what was done.
 
     Args:
       net: from `skip`.
       params: `{'model': variables, 'gates': {name: parameters}}`, concrete.
       x: a frame of B streams; only shapes are read.
+      why: why not another engine.
     """
-    frame = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x)
-    found = net.layers(params["model"], x)
-    layers = {n: (site.conv, rule) for n, (site, rule) in found.items() if site.conv is not None}
+    net = once(net, params["model"], x)
+    table, found = net.survey(params["model"], x)
     graph = g.build(net.fn, params["model"], x)
-    why = _why_not_folded(graph, layers)
-    if why:
-        return XlaPlan(net, params, frame, why)
+    table = table.without(unused(table, graph))
+    layers = {
+        row.name: (row.conv, found[row.name][1]) for row in table.skipped() if row.conv is not None
+    }
+    kept_apart = _why_not_folded(graph, layers)
+    if kept_apart:
+        return plain_plan(net, params, x, kept_apart)
     weights = {
         node.name: jax.tree.map(jnp.asarray, _weights(node))
         for node in graph.nodes
         if isinstance(node, g.ConvNode) and node.name in layers
     }
     constants = {"weights": weights, "gates": params["gates"]}
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params["model"])
-    return FoldedPlan(net, constants, frame, "", graph, layers, shapes)
+    shapes = shapes_of(params["model"])
+    return FoldedPlan(table, shapes_of(x), why, net, shapes, constants, graph, layers)

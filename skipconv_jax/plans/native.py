@@ -1,18 +1,13 @@
-"""Inference plans: a skipped network as programs of the native CPU engine.
+"""The native plan: a skipped network as programs of the native CPU engine.
 
-`compile_plan(net, params, x)` folds the traced network (`skipconv_jax.program.fold`) and lowers it
+`native_plan(net, params, x)` folds the traced network (`skipconv_jax.program.fold`) and lowers it
 to one custom call. Equations without a rule stay XLA between two calls; what they make re-enters
 the next program through a comparison with its previous value. `plan.report()` lists them.
-
-    plan = compile_plan(net, params, frame)
-    state = plan.init_state()
-    y, state, masks = plan.step(state, frame)
 """
 
 import dataclasses
 import functools
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipconv_jax.native import library
+from skipconv_jax import macs
+from skipconv_jax.native import library, schema
 from skipconv_jax.native.builder import ProgramBuilder
 from skipconv_jax.native.lower import (
     Lowering,
@@ -29,16 +25,23 @@ from skipconv_jax.native.lower import (
 )
 from skipconv_jax.native.operations import position_shape, why_not
 from skipconv_jax.native.program import Program
+from skipconv_jax.ops import POLICIES, AlwaysGate, GumbelGate, InputNormGate, OutputNormGate
 from skipconv_jax.ops.gates import GateParams
-from skipconv_jax.plans.folded import XlaPlan, fold_plan
+from skipconv_jax.plans.base import FirstLayer, Plan, shapes_of, unused
+from skipconv_jax.plans.plain import first_name, once
 from skipconv_jax.program import fold as g
 from skipconv_jax.program.fold.execute import execute_node
 from skipconv_jax.program.walk import number_of_streams
 from skipconv_jax.transform import Rule, SkipNet
 
+_GATES = (AlwaysGate, GumbelGate, InputNormGate, OutputNormGate)
 PlanState = tuple[jax.Array, ...]
 Masks = tuple[jax.Array, ...]
 Constants = tuple[tuple[jax.Array, jax.Array, jax.Array], ...]
+
+
+class Unsupported(ValueError):
+    """A Skip-Convolution the native engine can't run."""
 
 
 @dataclasses.dataclass
@@ -59,7 +62,7 @@ class _Segment:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class NativePlan(Plan):
     """A network ready for streaming; pure functions of state and frame.
 
     Attributes:
@@ -67,7 +70,7 @@ class Plan:
       before: XLA nodes that run before the first program.
       segments: programs with what follows each of them.
       layers: rule of every Skip-Convolution.
-      streams: B of the example frame.
+      gates: parameters of their gates, as they were compiled.
       keep_outputs: the state holds the outputs, and a frame writes where they changed.
     """
 
@@ -75,8 +78,10 @@ class Plan:
     before: tuple[g.Node, ...]
     segments: tuple[_Segment, ...]
     layers: Mapping[str, Rule]
-    streams: int
+    gates: Mapping[str, GateParams]
     keep_outputs: bool = False
+
+    engine = "native"
 
     @property
     def programs(self) -> list[Program]:
@@ -109,6 +114,16 @@ class Plan:
         new = (p.reset(s, streams) for p, s in zip(self.programs, arenas, strict=True))
         return *new, *kept
 
+    def fresh(self, state: PlanState) -> jax.Array:
+        """Streams whose next frame computes everything, `(B,)` bool."""
+        first_name(self)
+        return self.programs[0].fresh(state[0])
+
+    def check(self, state: PlanState, x: Any) -> None:
+        """Refuses what was not made for this plan; costs nothing once a step is compiled."""
+        self._parts(state)
+        super().check(state, x)
+
     def _parts(self, state: PlanState) -> tuple[PlanState, PlanState]:
         """Arenas and kept outputs.
 
@@ -116,7 +131,7 @@ class Plan:
           ValueError: a state of another plan.
         """
         count = len(self.segments)
-        if len(state) != count + len(self._kept):
+        if not isinstance(state, tuple) or len(state) != count + len(self._kept):
             raise ValueError(
                 f"`state` (={len(state)} arrays) must have {count + len(self._kept)}, as of this "
                 "plan's `init_state`; `keep_outputs` is part of a plan."
@@ -128,15 +143,8 @@ class Plan:
     ) -> tuple[Any, PlanState, Masks]:
         """One frame: what the network returns, the new state, and the masks of each program.
 
-        Pure, fit for `jit` and `scan`. Under a jit of your own pass `plan.constants` as an
-        argument, or the weights become part of the compiled program. With `keep_outputs` read y
-        inside that jit: returned from it, y is a copy of what the state holds.
-
-        Args:
-          state: from `init_state` or the previous frame.
-          x: the frame, B streams.
-          constants: `plan.constants`, or with gate parameters from `with_gates`.
-          threads: of one call; 0 takes `native.num_threads()`.
+        See `Plan.apply`. With `keep_outputs` read y inside the jit: returned from it, y is a copy
+        of what the state holds.
         """
         others, state, masks = self._advance(state, x, constants, threads=threads)
         return self._returned(others, state), state, masks
@@ -145,13 +153,14 @@ class Plan:
         self, state: PlanState, x: Any, constants: Constants | None = None, *, threads: int = 0
     ) -> tuple[dict[int, Any], PlanState, Masks]:
         """`apply` whose outputs are by tensor, without those that the new state holds."""
+        self.check(state, x)
         values: dict[int, Any] = dict(zip(self.graph.inputs, jax.tree.leaves(x), strict=True))
         self._execute(self.before, values)
         new, masks = [], []
         arenas, kept = self._parts(state)
         held = dict(zip(self._kept, kept, strict=True))
         for segment, arena, const in zip(
-            self.segments, arenas, constants or self.constants, strict=True
+            self.segments, arenas, self.constants if constants is None else constants, strict=True
         ):
             frames = [self._as_positions(values[r], r) for r in segment.inputs]
             last = [held[r] for r in segment.outputs if r in held]
@@ -185,7 +194,8 @@ class Plan:
 
         With `keep_outputs` y is gone at the next step too: copy what has to last.
         """
-        others, state, masks = self._jitted(state, x, constants or self.constants, threads=threads)
+        constants = self.constants if constants is None else constants
+        others, state, masks = self._jitted(state, x, constants, threads=threads)
         return self._returned(others, state), state, masks
 
     def fired(self, masks: Masks) -> dict[str, jax.Array]:
@@ -226,6 +236,26 @@ class Plan:
         lines += [f"XLA: {why_not(n, self.graph.avals)} (tensor {n.output})" for n in others]
         return "\n".join(lines)
 
+    def first_layer(self) -> FirstLayer:
+        """The first Skip-Convolution, as a program of its own that follows the frames alongside."""
+        name = first_name(self)
+        (conv,) = (n for n in self.graph.nodes if isinstance(n, g.ConvNode) and n.name == name)
+        return _First(self._until(conv), name)
+
+    def _until(self, last: g.ConvNode) -> "NativePlan":
+        """The plan of one tensor: what the network needs to make it, and nothing behind it."""
+        wanted, kept = {last.output}, []
+        for node in reversed(self.graph.nodes):
+            refs = node.outputs if isinstance(node, g.OtherNode) else (node.output,)
+            if wanted & set(refs):
+                wanted |= set(node.inputs)
+                kept.append(node)
+        graph = dataclasses.replace(
+            self.graph, nodes=kept[::-1], outputs=[last.output], tree=jax.tree.structure(0)
+        )
+        table = self.table.without({r.name for r in self.table.rows} - {last.name})
+        return _compiled(graph, table, self.frame, self.layers, self.gates, why="first layer")
+
     def _as_positions(self, value: jax.Array, ref: int) -> jax.Array:
         shape = position_shape(self.graph.avals[ref])
         return value.reshape((-1, *(shape or ())))
@@ -238,14 +268,39 @@ class Plan:
             values.update(zip(refs, made, strict=True))
 
 
-def compile_plan(
-    net: SkipNet, params: Any, x: Any, *, winograd: bool = True, keep_outputs: bool = False
-) -> Plan | XlaPlan:
-    """Folds a skipped network with concrete parameters into a plan for frames like x.
+@dataclasses.dataclass(frozen=True)
+class _First:
+    """`FirstLayer` whose memory is the state of a plan of that layer alone.
 
-    On a GPU or TPU the plan is that of `skipconv_jax.plans.folded.fold_plan`, which runs the
-    platform's kernels. Where a CPU has no native engine it warns in one line and the plan runs
-    `net.apply`.
+    Its masks depend on the frames, not on the rest of the network, and the whole plan's state is
+    the engine's own business. Thresholds are those the plan was compiled with.
+    """
+
+    plan: NativePlan
+    name: str
+
+    def init(self, streams: int) -> PlanState:
+        return self.plan.init_state(streams)
+
+    def firing(self, memory: PlanState, state: Any, x: Any, constants: Any) -> jax.Array:
+        del state, constants
+        _, _, masks = self.plan.apply(memory, x)
+        return self.plan.fired(masks)[self.name].reshape(number_of_streams(x), -1).mean(axis=1)
+
+    def after(self, memory: PlanState, x: Any, reset: jax.Array) -> PlanState:
+        return self.plan.apply(self.plan.reset(memory, reset), x)[1]
+
+
+def native_plan(
+    net: SkipNet,
+    params: Any,
+    x: Any,
+    *,
+    winograd: bool = True,
+    keep_outputs: bool = False,
+    why: str = "asked for",
+) -> NativePlan:
+    """Folds a skipped network with concrete parameters into a native plan for frames like x.
 
     Args:
       net: from `skip`.
@@ -253,37 +308,83 @@ def compile_plan(
       x: a frame of B streams; only shapes are read.
       winograd: F(2x2, 3x3) for 3x3 convolutions of stride 1; errors stay near 1e-6 relative.
       keep_outputs: keep the outputs in the state and write them where they changed, instead of all
-        of them into new memory. For large outputs that are read before the next frame; a native
-        plan only, others do as before.
+        of them into new memory. For large outputs that are read before the next frame.
+      why: why this engine, for the report.
 
     Raises:
-      ValueError: a gate or policy the engine does not have, or a Skip-Convolution it can't take.
+      ValueError: no engine on this machine.
+      Unsupported: a gate or policy it does not have, or a Skip-Convolution it can't take.
     """
-    if jax.default_backend() != "cpu":
-        return fold_plan(net, params, x)
-    if not library.available():
-        warnings.warn(library.status(), RuntimeWarning, stacklevel=2)
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x)
-        return XlaPlan(net, params, shapes)
-    layers = {name: rule for name, (_, rule) in net.layers(params["model"], x).items()}
+    reason = why_no_engine()
+    if reason:
+        raise ValueError(f"`engine` (='native') can't run here: {reason}; use engine='auto'.")
+    net = once(net, params["model"], x)
+    table, found = net.survey(params["model"], x)
     graph = g.build(net.fn, params["model"], x)
-    _check_complete(graph, layers)
+    table = table.without(unused(table, graph))
+    layers = {row.name: found[row.name][1] for row in table.skipped()}
+    reason = why_unsupported(graph, layers)
+    if reason:
+        raise Unsupported(
+            f"`net` must have Skip-Convolutions the engine can run, but {reason}: use `net.apply`, "
+            "engine='plain', or a rule (pattern, None) that leaves them dense."
+        )
+    return _compiled(
+        graph,
+        table,
+        shapes_of(x),
+        layers,
+        params["gates"],
+        winograd=winograd,
+        keep_outputs=keep_outputs,
+        why=why,
+    )
+
+
+def why_no_engine() -> str:
+    """Why this process can't run native plans; empty where it can."""
+    if jax.default_backend() != "cpu":
+        return f"it is a CPU's, and computations go to the {jax.default_backend()}"
+    return "" if library.available() else library.status()
+
+
+def _compiled(
+    graph: g.Graph,
+    table: macs.Table,
+    frame: Any,
+    layers: Mapping[str, Rule],
+    gates: Mapping[str, GateParams],
+    *,
+    winograd: bool = True,
+    keep_outputs: bool = False,
+    why: str,
+) -> NativePlan:
     before, segments = _partition(graph)
     for segment in segments:
-        _fill(segment, graph, layers, params["gates"], winograd)
-    return Plan(graph, tuple(before), tuple(segments), layers, number_of_streams(x), keep_outputs)
+        _fill(segment, graph, layers, gates, winograd)
+    return NativePlan(
+        table, frame, why, graph, tuple(before), tuple(segments), layers, gates, keep_outputs
+    )
 
 
-def _check_complete(graph: g.Graph, layers: Mapping[str, Rule]) -> None:
-    native = {
-        n.name for n in graph.nodes if isinstance(n, g.ConvNode) and not why_not(n, graph.avals)
+def why_unsupported(graph: g.Graph, layers: Mapping[str, Rule]) -> str:
+    """Which Skip-Convolutions of a folded network the engine can't run, and why; empty for none."""
+    reasons = {
+        n.name: why_not(n, graph.avals) or _why_not_rule(layers[n.name])
+        for n in graph.nodes
+        if isinstance(n, g.ConvNode | g.OtherNode) and n.name in layers
     }
-    missing = sorted(set(layers) - native)
-    if missing:
-        raise ValueError(
-            f"`net` must have Skip-Convolutions the engine can run; it can't run {missing}: use "
-            "`net.apply`, or a rule (pattern, None) that leaves them dense."
-        )
+    return ", ".join(
+        sorted(f"it can't run {name!r} ({why})" for name, why in reasons.items() if why)
+    )
+
+
+def _why_not_rule(rule: Rule) -> str:
+    if type(rule.gate) not in _GATES:
+        return f"no kernel for {rule.gate}"
+    policies = [POLICIES[name] for name in schema.names("Policy")]
+    known = rule.policy is None or type(rule.policy) in policies
+    return "" if known else f"no kernel for the policy {rule.policy}"
 
 
 def _partition(graph: g.Graph) -> tuple[list[g.Node], list[_Segment]]:
@@ -340,3 +441,12 @@ def _fill(
     for ref in segment.outputs:
         lowering.output(ref)
     segment.program = lowering.builder.finish()
+
+
+def __getattr__(name: str) -> Any:
+    """`compile_plan`, which lived here before there were other engines."""
+    if name != "compile_plan":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from skipconv_jax.plans.compile import compile_plan
+
+    return compile_plan

@@ -16,21 +16,21 @@ import numpy as np
 
 from skipconv_jax.native import Program, library, schema
 from skipconv_jax.plans import skc_file
-from skipconv_jax.plans.native import Plan
+from skipconv_jax.plans.native import NativePlan
 from skipconv_jax.plans.skc_file import MaskDesc, PlanFileError, SavedPlan, TensorDesc
 
 State = tuple[jax.Array, ...]
 Constants = tuple[tuple[jax.Array, jax.Array, jax.Array], ...]
 
 
-def save(plan: Plan, path: str | os.PathLike[str]) -> None:
+def save(plan: NativePlan, path: str | os.PathLike[str]) -> None:
     """Writes a native plan of one program, in one move.
 
     Raises:
       ValueError: the plan runs in XLA what the file can't hold, or the network returns containers
         other than dicts, lists and tuples.
     """
-    if not isinstance(plan, Plan):
+    if not isinstance(plan, NativePlan):
         raise ValueError(
             f"`plan` (={type(plan).__name__}) must be of the native engine to be saved: "
             f"{library.status()}"
@@ -70,7 +70,7 @@ def save(plan: Plan, path: str | os.PathLike[str]) -> None:
     skc_file.write(path, SavedPlan(words, weights, gates, inputs, outputs, masks, meta))
 
 
-def _check_whole(plan: Plan) -> None:
+def _check_whole(plan: NativePlan) -> None:
     graph = plan.graph
     if plan.before or len(plan.segments) != 1 or plan.segments[0].after:
         raise ValueError(

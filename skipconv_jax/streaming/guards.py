@@ -1,13 +1,13 @@
 """Reset policies: when a stream takes a new reference frame. All jittable, none asks the host.
 
-    guard = Guard.make(net, variables, frame, [Every(250), SceneCut(), Drift(every=50)])
-    memory = guard.init(frame)
-    y, state, memory, report = guard.apply(params, state, memory, frame)
+    guard = Guard.make(plan, [Every(250), SceneCut(), Drift(every=50)])
+    memory = guard.init()
+    y, state, memory, report = guard.advance(plan.constants, state, memory, frame)
 
-A policy sees a frame before the network does, and the state of the network after it.
+A policy sees a frame before the network does, and what the network made of it after it. Guards run
+on every engine; `streaming.runner.Runner` takes one beside a plan.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -15,10 +15,27 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from skipconv_jax.program.walk import Site, Visitor, evaluate, number_of_streams
-from skipconv_jax.transform import NetParams, NetState, SkipNet, Skipper
+from skipconv_jax.plans.base import FirstLayer, Plan, shapes_of
+from skipconv_jax.plans.plain import plain_plan
+from skipconv_jax.plans.probe import dense_outputs, first_firing
+from skipconv_jax.program.walk import number_of_streams
+from skipconv_jax.transform import SkipNet
+
+__all__ = [
+    "OUTPUT",
+    "Drift",
+    "Every",
+    "Guard",
+    "Look",
+    "Report",
+    "Reset",
+    "SceneCut",
+    "dense_outputs",
+    "first_firing",
+]
 
 Memory = Any
+OUTPUT = "output"  # what the network returns, among the names of sampled layers
 
 
 class Look(NamedTuple):
@@ -27,12 +44,13 @@ class Look(NamedTuple):
     Attributes:
       frame: x_t, `(B, H, W, C)`.
       firing: share of the first layer that the gates would fire on this frame, `(B,)`.
-      dense: the dense network's output at named layers, `{name: (B, *out, Co)}`.
+      error: after the frame: relative error `(B,)` against the dense network, of named layers, or
+        of what the network returns (named 'output') where none is named.
     """
 
     frame: jax.Array
     firing: Callable[[], jax.Array]
-    dense: Callable[[Sequence[str]], dict[str, jax.Array]]
+    error: Callable[[Sequence[str]], dict[str, jax.Array]]
 
 
 class Reset(Protocol):
@@ -47,14 +65,13 @@ class Reset(Protocol):
         ...
 
     def after(
-        self, memory: Memory, look: Look, state: NetState, fresh: jax.Array
+        self, memory: Memory, look: Look, fresh: jax.Array
     ) -> tuple[Memory, dict[str, jax.Array]]:
         """Memory for the next frame and named figures `(B,)` to report.
 
         Args:
           memory: from `before`.
-          look: the frame.
-          state: of the network after the frame.
+          look: the frame, and what the network made of it.
           fresh: `(B,)` bool, streams for which it was a reference frame, for whatever reason.
         """
         ...
@@ -83,10 +100,10 @@ class Every:
         return memory >= self.period, memory
 
     def after(
-        self, memory: jax.Array, look: Look, state: NetState, fresh: jax.Array
+        self, memory: jax.Array, look: Look, fresh: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Counts; any reference frame starts the period anew."""
-        del look, state
+        del look
         return jnp.where(fresh, 1, memory + 1), {}
 
 
@@ -149,10 +166,10 @@ class SceneCut:
         return cut, {"histogram": now, "seen": jnp.ones_like(memory["seen"])}
 
     def after(
-        self, memory: dict[str, jax.Array], look: Look, state: NetState, fresh: jax.Array
+        self, memory: dict[str, jax.Array], look: Look, fresh: jax.Array
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """Nothing to add."""
-        del look, state, fresh
+        del look, fresh
         return memory, {}
 
 
@@ -167,7 +184,8 @@ class Drift:
     Attributes:
       every: frames between measurements.
       bound: relative error past which the stream is reset; infinity only reports.
-      layers: names of sampled Skip-Convolutions; empty for the last one.
+      layers: names of sampled Skip-Convolutions, which the plain engine alone can look at; empty
+        for the last one there, and for what the network returns on the other engines.
     """
 
     every: int = 50
@@ -184,7 +202,7 @@ class Drift:
     def init(self, frame: Any) -> dict[str, Any]:
         """Frames so far, streams due for a reset, and the last errors."""
         streams = number_of_streams(frame)
-        errors = {name: jnp.zeros((streams,), jnp.float32) for name in self.layers}
+        errors = {name: jnp.zeros((streams,), jnp.float32) for name in self.layers or (OUTPUT,)}
         return {
             "frame": jnp.zeros((), jnp.int32),
             "due": jnp.zeros((streams,), jnp.bool_),
@@ -197,31 +215,28 @@ class Drift:
         return memory["due"], {**memory, "due": jnp.zeros_like(memory["due"])}
 
     def after(
-        self, memory: dict[str, Any], look: Look, state: NetState, fresh: jax.Array
+        self, memory: dict[str, Any], look: Look, fresh: jax.Array
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         """Measures when it is time; between, the last measurement is reported again."""
         del fresh
-        streams = memory["due"].shape[0]
-
-        def measure() -> dict[str, jax.Array]:
-            dense = look.dense(self.layers)
-            return {
-                name: _relative_error(state[name].output, dense[name], streams)
-                for name in self.layers
-            }
-
         now = memory["frame"] % self.every == self.every - 1
-        errors = jax.lax.cond(now, measure, lambda: memory["errors"])
+        errors = jax.lax.cond(now, lambda: look.error(self.layers), lambda: memory["errors"])
         worst = jnp.stack(list(errors.values())).max(axis=0)
         due = now & (worst > self.bound)
         new = {"frame": memory["frame"] + 1, "due": due, "errors": errors}
         return new, {f"drift/{name}": error for name, error in errors.items()}
 
 
-def _relative_error(skipped: jax.Array, dense: jax.Array, streams: int) -> jax.Array:
-    difference = (skipped - dense.astype(skipped.dtype)).reshape(streams, -1)
-    size = jnp.linalg.norm(dense.astype(jnp.float32).reshape(streams, -1), axis=1)
-    return jnp.linalg.norm(difference.astype(jnp.float32), axis=1) / jnp.maximum(size, 1e-12)
+def _relative_error(skipped: Any, dense: Any, streams: int) -> jax.Array:
+    """||z~ - z|| / ||z|| over all arrays of a tree, per stream."""
+
+    def joined(tree: Any) -> jax.Array:
+        leaves = [a.astype(jnp.float32).reshape(streams, -1) for a in jax.tree.leaves(tree)]
+        return jnp.concatenate(leaves, axis=1)
+
+    size = jnp.linalg.norm(joined(dense), axis=1)
+    difference = jnp.linalg.norm(joined(skipped) - joined(dense), axis=1)
+    return difference / jnp.maximum(size, 1e-12)
 
 
 def _check_count(name: str, value: Any) -> None:
@@ -235,187 +250,161 @@ class Report(NamedTuple):
     Attributes:
       fresh: `(B,)` bool, streams for which it was a reference frame.
       figures: named `(B,)`: `drift/<layer>`, the relative error at the last measurement.
+      masks: as the plan's `step` gives them.
     """
 
     fresh: jax.Array
     figures: dict[str, jax.Array]
+    masks: Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Guard:
-    """A skipped network under reset policies. Made by `make`.
+    """A plan under reset policies. Made by `make`.
 
     Attributes:
-      net: the network.
+      plan: on any engine.
       policies: any of them may ask for a reference frame.
-      first: name of the network's first Skip-Convolution.
+      first: the plan's first Skip-Convolution, if a policy asks how much of it would fire.
     """
 
-    net: SkipNet
+    plan: Plan
     policies: tuple[Any, ...]
-    first: str
+    first: FirstLayer | None
 
     @classmethod
-    def make(
-        cls, net: SkipNet, variables: Any, x: Any, policies: Sequence[Any], *args: Any
-    ) -> "Guard":
-        """Checks the policies against the network.
+    def make(cls, plan: Plan | SkipNet, *args: Any) -> "Guard":
+        """`make(plan, policies)`; checks the policies against the network.
+
+        `make(net, variables, x, policies)` is that of the network as it is (`plain_plan`), whose
+        parameters are given to `advance` frame by frame; shapes of variables and frame suffice.
 
         Args:
-          net: from `skip`.
-          variables: the network's own; shapes suffice.
-          x: a frame; a shape suffices.
-          policies: `Every`, `SceneCut`, `Drift` or your own; none leaves explicit resets.
-          *args: further arguments of the network.
+          plan: from `compile_plan`, or a skipped network.
+          *args: policies (`Every`, `SceneCut`, `Drift` or your own; none leaves explicit resets),
+            with the network's variables and a frame before them where there is no plan.
 
         Raises:
-          ValueError: a network left dense, or a sampled layer that is none of its.
+          ValueError: a network left dense, or a sampled layer that the engine can't look at.
         """
-        names = list(net.layers(variables, x, *args))
+        if isinstance(plan, SkipNet):
+            variables, x, *rest = args
+            args = tuple(rest)
+            plan = plain_plan(plan, {"model": shapes_of(variables), "gates": {}}, x)
+        (policies,) = args
+        names = [row.name for row in plan.table.skipped()]
         if not names:
             raise ValueError("`net` must have a Skip-Convolution; its rules left all dense.")
-        completed = []
-        for policy in policies:
-            if isinstance(policy, Drift):
-                sampled = policy.layers or (names[-1],)
-                missing = sorted(set(sampled) - set(names))
-                if missing:
-                    raise ValueError(
-                        f"`layers` of Drift (={missing}) must be Skip-Convolutions of the network: "
-                        f"{names}."
-                    )
-                policy = dataclasses.replace(policy, layers=tuple(sampled))
-            completed.append(policy)
-        return cls(net, tuple(completed), names[0])
+        made = tuple(_completed(policy, plan, names) for policy in policies)
+        asks = any(not isinstance(p, Every | Drift) and getattr(p, "firing", 1) for p in made)
+        return cls(plan, made, plan.first_layer() if asks else None)
 
-    def init(self, x: Any) -> list[Memory]:
-        """Memory of streams that have seen no frame."""
-        return [policy.init(x) for policy in self.policies]
+    def init(self, streams: Any = None) -> tuple[list[Memory], Memory]:
+        """Memory of streams that have seen no frame, by default as many as the plan's frame has."""
+        count = self.plan.streams if streams is None else streams
+        count = count if isinstance(count, int) else number_of_streams(count)
+        frame = jax.tree.map(lambda a: jnp.zeros((count, *a.shape[1:]), a.dtype), self.plan.frame)
+        memories = [policy.init(jax.tree.leaves(frame)[0]) for policy in self.policies]
+        return memories, () if self.first is None else self.first.init(count)
 
-    def apply(
+    def advance(
         self,
-        params: NetParams,
-        state: NetState,
-        memory: Sequence[Memory],
+        constants: Any,
+        state: Any,
+        memory: tuple[Sequence[Memory], Memory],
         x: Any,
-        *args: Any,
+        *,
         streams: jax.Array | None = None,
-    ) -> tuple[Any, NetState, list[Memory], Report]:
+    ) -> tuple[Any, Any, tuple[list[Memory], Memory], Report]:
         """One frame: what the network returns, the state, the memory, and a report.
 
         Args:
-          params: of the network.
-          state: of the network.
+          constants: of the plan; parameters of a network as it is.
+          state: of the plan.
           memory: from `init` or the previous frame.
           x: the frame.
-          *args: further arguments of the network.
           streams: `(B,)` bool, explicit resets (a lost connection, a new camera).
         """
+        count, (memories, first) = number_of_streams(x), memory
+        flags = jnp.zeros((count,), jnp.bool_) if streams is None else streams
         look = Look(
             jax.tree.leaves(x)[0],
-            lambda: first_firing(self.net, params, state, x, *args),
-            lambda names: dense_outputs(self.net.fn, params["model"], x, names, *args),
+            lambda: self._firing(first, state, x, constants),
+            lambda names: {},
         )
-        flags = jnp.zeros((number_of_streams(x),), jnp.bool_) if streams is None else streams
         seen = []
-        for policy, remembered in zip(self.policies, memory, strict=True):
+        for policy, remembered in zip(self.policies, memories, strict=True):
             asked, remembered = policy.before(remembered, look)
             flags = flags | asked
             seen.append(remembered)
-        fresh = flags | state[self.first].fresh
-        y, state = self.net.apply(params, self.net.reset(state, flags), x, *args)
+        fresh = flags | self.plan.fresh(state)
+        y, state, masks = self.plan.apply(self.plan.reset(state, flags), x, constants)
+        look = look._replace(error=lambda names: self._error(names, state, constants, x, y))
         new: list[Memory] = []
         figures: dict[str, jax.Array] = {}
         for policy, remembered in zip(self.policies, seen, strict=True):
-            remembered, found = policy.after(remembered, look, state, fresh)
+            remembered, found = policy.after(remembered, look, fresh)
             new.append(remembered)
             figures |= found
-        return y, state, new, Report(fresh, figures)
+        if self.first is not None:
+            # A stream reset from outside starts anew in the plan's state alone.
+            first = self.first.after(first, x, fresh)
+        return y, state, (new, first), Report(fresh, figures, masks)
 
-    def macs(self, variables: Any, x: Any, *args: Any) -> float:
+    def apply(
+        self,
+        params: Any,
+        state: Any,
+        memory: tuple[Sequence[Memory], Memory],
+        x: Any,
+        *,
+        streams: jax.Array | None = None,
+    ) -> tuple[Any, Any, tuple[list[Memory], Memory], Report]:
+        """`advance`, by its name of 0.1.0."""
+        return self.advance(params, state, memory, x, streams=streams)
+
+    def _firing(self, first: Memory, state: Any, x: Any, constants: Any) -> jax.Array:
+        if self.first is None:
+            raise AssertionError("no policy was to ask for the first layer")
+        return self.first.firing(first, state, x, constants)
+
+    def _error(
+        self, names: Sequence[str], state: Any, constants: Any, x: Any, y: Any
+    ) -> dict[str, jax.Array]:
+        streams = number_of_streams(x)
+        if names:
+            skipped, dense = self.plan.sampled(state, constants, x, names)
+            return {n: _relative_error(skipped[n], dense[n], streams) for n in names}
+        # A stream's first frame is what the dense network makes of it, on the same engine.
+        dense, _, _ = self.plan.apply(self.plan.init_state(streams), x, constants)
+        return {OUTPUT: _relative_error(y, dense, streams)}
+
+    def macs(self) -> float:
         """Multiply-accumulates per frame and stream that the policies themselves spend, at most."""
-        rows = self.net.table(variables, x, *args).rows
+        rows = self.plan.table.rows
         total = 0.0
         for policy in self.policies:
             if isinstance(policy, Drift):
-                deepest = max(i for i, row in enumerate(rows) if row.name in policy.layers)
+                sampled = [i for i, row in enumerate(rows) if row.name in policy.layers]
+                deepest = max(sampled, default=len(rows) - 1)
                 total += sum(row.macs for row in rows[: deepest + 1]) / policy.every
         return total
 
 
-class _Found(Exception):
-    """Ends an evaluation once a visitor has what it came for."""
-
-
-class _Dense(Visitor):
-    """Collects the dense outputs of named convolutions, then stops."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
-        self._wanted, self._outer = set(names), self.made
-
-    def __call__(self, site: Site, x: jax.Array, kernel: jax.Array) -> jax.Array | None:
-        if site.name not in self._wanted or site.conv is None:
-            return None
-        self.made[site.name] = z = site.conv(x, kernel)
-        # Inside `jax.checkpoint` what was made must leave as an output: no stopping there.
-        if self.made is self._outer and len(self.made) == len(self._wanted):
-            raise _Found
-        return z
-
-
-class _First(Skipper):
-    """Runs the first Skip-Convolution, then stops."""
-
-    def __init__(self, net: SkipNet, params: NetParams, state: NetState) -> None:
-        super().__init__(net, params, state, None)
-        self._outer = self.made
-
-    def __call__(self, site: Site, x: jax.Array, kernel: jax.Array) -> jax.Array | None:
-        z = super().__call__(site, x, kernel)
-        if z is not None and self.made is self._outer:
-            raise _Found
-        return z
-
-
-def first_firing(net: SkipNet, params: NetParams, state: NetState, x: Any, *args: Any) -> jax.Array:
-    """Share of its blocks the first Skip-Convolution would fire on a frame, `(B,)`.
-
-    Only that layer runs.
-
-    Args:
-      net: from `skip`.
-      params: of the network.
-      state: before the frame.
-      x: the frame.
-      *args: further arguments of the network.
-    """
-    visitor = _First(net, params, state)
-    with contextlib.suppress(_Found):
-        evaluate(net.fn, params["model"], x, args, visitor)
-    first = next(layer for name, layer in visitor.made.items() if name in state)
-    return first.fired.reshape(number_of_streams(x), -1).mean(axis=1)
-
-
-def dense_outputs(
-    fn: Callable[..., Any], variables: Any, x: Any, names: Sequence[str], *args: Any
-) -> dict[str, jax.Array]:
-    """Outputs of named convolutions of the dense network, no deeper than needed.
-
-    Args:
-      fn: the network, as for `skip`.
-      variables: its own.
-      x: a frame.
-      names: of convolutions.
-      *args: further arguments of `fn`.
-
-    Raises:
-      ValueError: a name that is none of the network's.
-    """
-    visitor = _Dense(names)
-    with contextlib.suppress(_Found):
-        evaluate(fn, variables, x, args, visitor)
-    missing = sorted(set(names) - set(visitor.made))
+def _completed(policy: Any, plan: Plan, names: Sequence[str]) -> Any:
+    """The policy, with layers to look at where the engine can."""
+    if not isinstance(policy, Drift):
+        return policy
+    sampled = policy.layers or ((names[-1],) if plan.looks_inside else ())
+    missing = sorted(set(sampled) - set(names))
     if missing:
-        raise ValueError(f"`names` (={missing}) must be convolutions of the network.")
-    return visitor.made
+        raise ValueError(
+            f"`layers` of Drift (={missing}) must be Skip-Convolutions of the network: {names}."
+        )
+    if sampled and not plan.looks_inside:
+        raise ValueError(
+            f"`layers` of Drift (={list(sampled)}) must be empty on the {plan.engine} engine, "
+            "which keeps no layer's own output: leave it empty to measure what the network "
+            "returns, or compile the plan with engine='plain'."
+        )
+    return dataclasses.replace(policy, layers=tuple(sampled))

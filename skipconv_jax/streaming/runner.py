@@ -1,18 +1,22 @@
-"""Streams of any length in constant memory: a compiled scan over few frames, state donated."""
+"""Frames through a plan, one by one or by the piece, and what is read off after each of them."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from skipconv_jax import macs
-from skipconv_jax.ops import SkipState
-from skipconv_jax.plans.native import Constants, Plan, PlanState
+from skipconv_jax.moved import attribute
+from skipconv_jax.plans.base import Constants, Plan, shapes_of
+from skipconv_jax.plans.plain import plain_plan
 from skipconv_jax.program.canonical import for_this_backend
 from skipconv_jax.streaming.guards import Guard
-from skipconv_jax.transform import NetParams, NetState, SkipNet
+from skipconv_jax.transform import SkipNet
+
+# The plan's state, with the guard's memory behind it where there is a guard.
+Carry = Any
 
 
 class Reading(NamedTuple):
@@ -35,116 +39,118 @@ class Reading(NamedTuple):
     figures: dict[str, jax.Array] | None = None
 
 
-Streamer = Callable[[NetParams, Any, Any], tuple[Any, Reading]]
+Streamer = Callable[[Any, Any, Any], tuple[Any, Reading]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Runner:
+    """A plan with what is read off it. Pure functions; `step` and `piece` are compiled.
+
+    Attributes:
+      plan: on any engine.
+      read: makes of the network's outputs what should leave the device (joints, not heatmaps).
+      places: size of the map of where work was done, None for no map.
+      guard: reset policies, made for the plan; None for none.
+    """
+
+    plan: Plan
+    read: Callable[[Any], Any]
+    places: tuple[int, int] | None = None
+    guard: Guard | None = None
+
+    def __post_init__(self) -> None:
+        if self.guard is not None and self.guard.plan is not self.plan:
+            raise ValueError("`guard` must be made for this plan: `Guard.make(plan, policies)`.")
+
+    def init(self, streams: int | None = None) -> Carry:
+        """What fresh streams start with; `step` and `piece` donate it."""
+        state = self.plan.init_state(streams)
+        return state if self.guard is None else (state, self.guard.init(streams))
+
+    def reset(self, carry: Carry, streams: jax.Array | None = None) -> Carry:
+        """What comes before a reference frame of the given streams `(B,)` (default all)."""
+        if self.guard is None:
+            return self.plan.reset(carry, streams)
+        state, memory = carry
+        return self.plan.reset(state, streams), memory
+
+    def advance(self, constants: Constants, carry: Carry, x: Any) -> tuple[Carry, Reading]:
+        """One frame; not compiled."""
+        if self.guard is None:
+            y, carry, masks = self.plan.apply(carry, x, constants)
+            return carry, self._reading(y, masks)
+        state, memory = carry
+        y, state, memory, report = self.guard.advance(constants, state, memory, x)
+        seen = self._reading(y, report.masks)
+        return (state, memory), seen._replace(fresh=report.fresh, figures=report.figures)
+
+    def _reading(self, outputs: Any, masks: Any) -> Reading:
+        table, fired = self.plan.table, self.plan.fired(masks)
+        where = None if self.places is None else macs.firing_map(table, fired, self.places)
+        spent, stages = macs.spent_total(table, fired), macs.stage_firing(table, fired)
+        return Reading(self.read(outputs), spent, stages, where)
+
+    @functools.cached_property
+    def step(self) -> Streamer:
+        """Jitted `(constants, carry, frame) -> (carry, reading)`; arrays lead with B."""
+        return jax.jit(self._canonical(self.advance), donate_argnums=1)
+
+    @functools.cached_property
+    def piece(self) -> Streamer:
+        """Jitted `(constants, carry, frames) -> (carry, readings)`; arrays lead with (T, B).
+
+        Pieces follow each other as if they were one: split a stream anywhere. A new T compiles
+        anew.
+        """
+
+        def run(constants: Constants, carry: Carry, frames: Any) -> tuple[Carry, Reading]:
+            return jax.lax.scan(lambda c, x: self.advance(constants, c, x), carry, frames)
+
+        return jax.jit(self._canonical(run), donate_argnums=1)
+
+    def _canonical(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """XLA's convolutions in the layout this backend is fast in; the native engine has none."""
+        return fn if self.plan.engine == "native" else for_this_backend(fn)
 
 
 def make_streamer(
-    net: SkipNet,
+    net: SkipNet | Plan,
     table: macs.Table,
     read: Callable[[Any], Any],
     places: tuple[int, int] | None = None,
     guard: Guard | None = None,
 ) -> Streamer:
-    """Jitted `(params, state, frames) -> (state, readings)` over the T frames of a piece of stream.
+    """`Runner.piece` of a plan, or of a network run as it is whose parameters may change.
 
     Args:
-      net: the skipped network.
-      table: its table, for B streams.
+      net: a plan, or a skipped network: `net.apply` runs it, with the parameters of each call.
+      table: its table.
       read: makes of the network's outputs what should leave the device (joints, not heatmaps).
       places: size of the map of where work was done, None for no map.
-      guard: reset policies; the state is then the pair of the network's and `guard.init(frame)`.
+      guard: reset policies, made for `net`; the state is then the pair of the network's and
+        `guard.init()`.
 
     Returns:
-      A function of params, state (donated) and frames, whose arrays are `(T, B, ...)`. Pieces
-      follow each other as if they were one: split a stream anywhere. A new T compiles anew.
+      A function of params (a plan's constants), state (donated) and frames, whose arrays are
+      `(T, B, ...)`, that returns the state and readings. A new T compiles anew.
     """
+    if isinstance(net, Plan):
+        return Runner(net, read, places, guard).piece
+    runners: dict[Any, Streamer] = {}
 
-    def frame_step(params: NetParams, carry: Any, x: Any) -> tuple[Any, Reading]:
-        if guard is None:
-            outputs, state = net.apply(params, carry, x)
-            return state, _reading(table, read, places, outputs, state)
-        outputs, state, memory, report = guard.apply(params, *carry, x)
-        seen = _reading(table, read, places, outputs, state)
-        return (state, memory), seen._replace(fresh=report.fresh, figures=report.figures)
+    def run(params: Any, state: Any, frames: Any) -> tuple[Any, Reading]:
+        # The shape of a frame is known with the first frames only.
+        x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), frames)
+        made_for = str(x)
+        if made_for not in runners:
+            plan = plain_plan(net, shapes_of(params), x) if guard is None else guard.plan
+            plan = dataclasses.replace(plan, table=table) if guard is None else plan
+            runners[made_for] = Runner(plan, read, places, guard).piece
+        return runners[made_for](params, state, frames)
 
-    def run(params: NetParams, state: Any, frames: Any) -> tuple[Any, Reading]:
-        return jax.lax.scan(lambda carry, x: frame_step(params, carry, x), state, frames)
-
-    return jax.jit(for_this_backend(run), donate_argnums=1)
-
-
-def make_plan_streamer(
-    plan: Plan,
-    table: macs.Table,
-    read: Callable[[Any], Any],
-    places: tuple[int, int] | None = None,
-) -> Streamer:
-    """`make_streamer` for a native plan: parameters are `plan.constants`, the state its own."""
-
-    def frame_step(constants: Constants, state: PlanState, x: Any) -> tuple[PlanState, Reading]:
-        outputs, state, masks = plan.apply(state, x, constants)
-        none = jnp.zeros((0,))
-        layers = {
-            name: SkipState(reference=none, output=none, fresh=none, fired=fired)
-            for name, fired in plan.fired(masks).items()
-        }
-        return state, _reading(table, read, places, outputs, layers)
-
-    def run(constants: Constants, state: PlanState, frames: Any) -> tuple[PlanState, Reading]:
-        return jax.lax.scan(lambda carry, x: frame_step(constants, carry, x), state, frames)
-
-    return jax.jit(run, donate_argnums=1)
+    return run
 
 
-def _reading(
-    table: macs.Table,
-    read: Callable[[Any], Any],
-    places: tuple[int, int] | None,
-    outputs: Any,
-    state: NetState,
-) -> Reading:
-    firing = stage_firing(table, state)
-    where = None if places is None else firing_map(table, state, places)
-    return Reading(read(outputs), macs.spent_total(table, state), firing, where)
-
-
-def stage_firing(table: macs.Table, state: dict[str, SkipState]) -> dict[str, jax.Array]:
-    """Share of each stage's multiply-accumulates spent at the last frame, `{stage: (B,)}`."""
-    spent = macs.spent(table, state)
-    total: dict[str, jax.Array] = {}
-    for row in table.rows:
-        dense = jnp.full((table.streams,), float(row.macs), jnp.float32)
-        count = spent[row.name].astype(jnp.float32) if row.skipped else dense
-        total[row.stage] = total[row.stage] + count if row.stage in total else count
-    return {stage: total[stage] / float(whole) for stage, whole in table.stages().items()}
-
-
-def firing_map(table: macs.Table, state: dict[str, SkipState], size: tuple[int, int]) -> jax.Array:
-    """Where the last frame was computed: `(B, h, w)` in [0, 1], layers weighted by their MACs.
-
-    Every convolution's mask is stretched over the frame, block edges kept; those on no plain 2-D
-    grid and those called several times per frame are left out.
-    """
-    rows = [row for row in table.skipped() if row.conv and row.conv.rank == 2 and row.calls == 1]
-    if not rows:
-        raise ValueError("`table` must have a 2-D Skip-Convolution; the rules left all dense.")
-    # Layers that share a grid are added before they are stretched: few grids, many layers.
-    grids: dict[tuple[tuple[int, ...], int], jax.Array] = {}
-    whole = float(sum(row.macs for row in rows))
-    for row in rows:
-        block = row.gate.block if row.gate else 1
-        key = (row.out_shape[:2], block)
-        share = state[row.name].fired.astype(jnp.float32) * (row.macs / whole)
-        grids[key] = grids[key] + share if key in grids else share
-    parts = [_stretch(mask, spatial, block, size) for (spatial, block), mask in grids.items()]
-    return jnp.stack(parts).sum(axis=0)
-
-
-def _stretch(
-    mask: jax.Array, spatial: tuple[int, ...], block: int, size: tuple[int, int]
-) -> jax.Array:
-    """`(B, *grid)` over blocks of a map of `spatial` positions to `(B, *size)`, nearest."""
-    for axis, (positions, n) in enumerate(zip(spatial, size, strict=True), start=1):
-        at = ((np.arange(n) + 0.5) * positions / n).astype(np.int32) // block
-        mask = jnp.take(mask, at, axis=axis)
-    return mask
+def __getattr__(name: str) -> Any:
+    """Names of 0.1.0."""
+    return attribute(__name__, name)

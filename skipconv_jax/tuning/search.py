@@ -12,6 +12,7 @@ import numpy as np
 
 from skipconv_jax import macs
 from skipconv_jax.ops import InputNormGate
+from skipconv_jax.plans import compile_plan
 from skipconv_jax.transform import SkipNet, skip
 from skipconv_jax.tuning.choose import (
     Choice,
@@ -105,6 +106,7 @@ class Runner:
       score: `(outputs, dense outputs) -> quality`, arrays `(T, B, ...)`; by default
         1 - ||y~ - y|| / ||y||.
       timed: measure milliseconds, with the implementation the network runs with.
+      engine: that it runs on, as for `compile_plan`.
     """
 
     def __init__(
@@ -114,21 +116,23 @@ class Runner:
         clip: Sequence[Any],
         score: Score | None = None,
         timed: bool = False,
+        engine: str = "auto",
     ) -> None:
-        self.net, self._variables, self._timed = net, variables, timed
+        self.net, self._timed = net, timed
         self._clip = jax.tree.map(lambda *frames: jnp.stack(frames), *clip)
-        self._start = jax.jit(lambda v: net.init(v, clip[0])[1])
-        self._table = net.table(variables, clip[0])
+        gates = jax.jit(lambda v: net.init(v, clip[0])[0]["gates"])(variables)
+        self._plan = compile_plan(net, {"model": variables, "gates": gates}, clip[0], engine=engine)
+        self._table = self._plan.table
         dense = jax.jit(lambda v, frames: jax.lax.map(lambda x: net.fn(v, x), frames))
         self._dense = jax.device_get(dense(variables, self._clip))
         self._score = score or (lambda y, dense: 1 - relative_error(y, dense))
         self._best = self._score(self._dense, self._dense)
         self._run = jax.jit(self._scan)
 
-    def _scan(self, params: Any, state: Any, clip: Any) -> Any:
+    def _scan(self, constants: Any, state: Any, clip: Any) -> Any:
         def step(state: Any, x: Any) -> Any:
-            y, state = self.net.apply(params, state, x)
-            return state, (y, macs.spent_total(self._table, state))
+            y, state, masks = self._plan.apply(state, x, constants)
+            return state, (y, macs.spent_total(self._table, self._plan.fired(masks)))
 
         return jax.lax.scan(step, state, clip)[1]
 
@@ -144,21 +148,21 @@ class Runner:
 
     def __call__(self, gates: dict[str, Any]) -> Measured:
         """Runs gate parameters `{name: {'threshold': ()}}`."""
-        params = {"model": self._variables, "gates": gates}
-        outputs, spent = jax.device_get(self._run(params, self._start(self._variables), self._clip))
+        constants, state = self._plan.with_gates(gates), self._plan.init_state()
+        outputs, spent = jax.device_get(self._run(constants, state, self._clip))
         return Measured(
             float(np.mean(spent[1:])),
             self._best - self._score(outputs, self._dense),
             relative_error(outputs, self._dense),
-            self._milliseconds(params) if self._timed else math.nan,
+            self._milliseconds(constants) if self._timed else math.nan,
         )
 
-    def _milliseconds(self, params: Any) -> float:
+    def _milliseconds(self, constants: Any) -> float:
         times = []
         for _ in range(3):
-            state = jax.block_until_ready(self._start(self._variables))
+            state = jax.block_until_ready(self._plan.init_state())
             begin = time.perf_counter()
-            jax.block_until_ready(self._run(params, state, self._clip))
+            jax.block_until_ready(self._run(constants, state, self._clip))
             times.append(time.perf_counter() - begin)
         return 1e3 * float(np.median(times)) / len(jax.tree.leaves(self._clip)[0])
 
@@ -262,6 +266,7 @@ def calibrate(
     evaluations: int = 8,
     implementation: str | None = "dense",
     found: Sensitivity | None = None,
+    engine: str = "auto",
 ) -> GatePlan:
     """A gate plan for a trained network: two dense passes, a choice, a few skipped runs, a check.
 
@@ -282,6 +287,7 @@ def calibrate(
       implementation: of the masked convolution while measuring; None for what would serve, as
         a budget in milliseconds needs.
       found: sensitivities measured before.
+      engine: that the skipped network runs on, as for `compile_plan`.
 
     Returns:
       The gate plan; its notes hold the budget, the measurements and the held-out check.
@@ -297,7 +303,7 @@ def calibrate(
     implementation = None if timed else implementation
     settled = settle(found, budget)
     net = net_for(fn, settled, gates, policy, found, implementation)
-    runner = Runner(net, variables, clip, score, timed)
+    runner = Runner(net, variables, clip, score, timed, engine)
     cost: Cost = time_cost if timed else macs_cost
 
     def at(price: float) -> Choice:
@@ -306,7 +312,7 @@ def calibrate(
     low, high = price_range(found)
     price, tried = bisect(lambda p: runner(gate_params(at(p))), budget, low, high, evaluations)
     chosen = at(price)
-    checker = Runner(net, variables, held_out, held_out_score or score, timed)
+    checker = Runner(net, variables, held_out, held_out_score or score, timed, engine)
     checked = checker(gate_params(chosen))
     seen = next(m for p, m in tried if p == price)
     final = {

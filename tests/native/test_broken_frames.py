@@ -7,7 +7,7 @@ import pytest
 
 from skipconv_jax import native, skip
 from skipconv_jax.ops import Accumulate, ClosedLoop, GumbelGate, InputNormGate, Previous
-from skipconv_jax.plans.native import compile_plan
+from skipconv_jax.plans import compile_plan
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine is not built")
 

@@ -54,7 +54,7 @@ def test_without_the_engine_plans_run_in_xla_and_say_so(repository: pathlib.Path
 import warnings, jax, jax.numpy as jnp, flax.linen as nn
 from skipconv_jax import native, skip
 from skipconv_jax.ops import InputNormGate
-from skipconv_jax.plans.native import compile_plan
+from skipconv_jax.plans import compile_plan
 print(native.status())
 model, x = nn.Conv(4, (3, 3)), jnp.ones((2, 16, 16, 3))
 net = skip(model.apply, gate=InputNormGate(0.1, block=4))

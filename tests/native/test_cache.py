@@ -12,7 +12,7 @@ from skipconv_jax import native
 _SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
 from skipconv_jax import skip
-from skipconv_jax.plans.native import compile_plan
+from skipconv_jax.plans import compile_plan
 
 def net(variables, x):
     z = jax.lax.conv_general_dilated(

@@ -20,8 +20,9 @@ from skipconv_jax.ops import (
     skip_conv,
 )
 from skipconv_jax.ops.masked_conv.epilogue import Epilogue
-from skipconv_jax.plans.folded import FoldedPlan, XlaPlan, fold_plan
-from skipconv_jax.plans.native import compile_plan
+from skipconv_jax.plans import compile_plan
+from skipconv_jax.plans.folded import FoldedPlan, fold_plan
+from skipconv_jax.plans.plain import PlainPlan
 
 
 class Net(nn.Module):
@@ -131,7 +132,7 @@ def test_what_is_not_folded_runs_as_it_is(clip):
     for net, variables, why in cases:
         params, state = net.init(variables, clip[0])
         plan = fold_plan(net, params, clip[0])
-        assert type(plan) is XlaPlan
+        assert type(plan) is PlainPlan
         assert why in plan.report()
         want, _ = jax.jit(net.apply)(params, state, clip[0])
         got, _, _ = plan.step(plan.init_state(), clip[0])

@@ -21,7 +21,8 @@ from skipconv_jax.ops import (
     OutputNormGate,
     Previous,
 )
-from skipconv_jax.plans.native import Plan, compile_plan
+from skipconv_jax.plans import compile_plan
+from skipconv_jax.plans.native import NativePlan
 from skipconv_jax.program import fold as graph
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine is not built")
@@ -140,7 +141,10 @@ def test_policy_without_a_kernel_is_refused(network: Any) -> None:
     net = skip(model.apply, policy=Keyframe())
     params, _ = net.init(variables, clip[0])
     with pytest.raises(ValueError, match=r"net\.apply"):
-        compile_plan(net, params, clip[0])
+        compile_plan(net, params, clip[0], engine="native")
+    plan = compile_plan(net, params, clip[0])
+    assert plan.engine == "plain"
+    assert "no kernel for the policy Keyframe" in plan.report()
 
 
 class _Detector(nn.Module):
@@ -234,7 +238,7 @@ def test_detector_runs_as_one_native_call(policy: Any, gate: str) -> None:
     net = skip(model.apply, gate=_GATES[gate], policy=policy)
     params, state = net.init(variables, clip[0], key=jax.random.key(1))
     plan = compile_plan(net, params, clip[0])
-    assert isinstance(plan, Plan)
+    assert isinstance(plan, NativePlan)
     assert "XLA" not in plan.report()
     assert len(plan.programs) == 1
     products = [n for n in plan.graph.nodes if isinstance(n, graph.BinaryNode)]

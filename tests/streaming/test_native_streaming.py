@@ -7,8 +7,9 @@ import pytest
 
 from skipconv_jax import native, skip
 from skipconv_jax.ops import ClosedLoop, InputNormGate
-from skipconv_jax.plans.native import Plan, compile_plan
-from skipconv_jax.streaming.runner import make_plan_streamer, make_streamer
+from skipconv_jax.plans import compile_plan
+from skipconv_jax.plans.native import NativePlan
+from skipconv_jax.streaming.runner import make_streamer
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.status())
 
@@ -31,9 +32,9 @@ def test_plan_streamer_reads_what_the_streamer_reads() -> None:
     net = skip(model.apply, gate=InputNormGate(3e-2, block=4), policy=ClosedLoop())
     params, state = net.init(variables, frames[0])
     plan, table = compile_plan(net, params, frames[0]), net.table(variables, frames[0])
-    assert isinstance(plan, Plan)
+    assert isinstance(plan, NativePlan)
     slow = make_streamer(net, table, lambda y: y, (16, 16))
-    fast = make_plan_streamer(plan, table, lambda y: y, (16, 16))
+    fast = make_streamer(plan, table, lambda y: y, (16, 16))
     _, want = slow(params, state, frames)
     carry, first = fast(plan.constants, plan.init_state(), frames[:3])
     _, second = fast(plan.constants, carry, frames[3:])

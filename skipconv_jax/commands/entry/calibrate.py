@@ -15,6 +15,7 @@ from absl import flags
 from skipconv_jax.commands import common
 from skipconv_jax.commands.calibrate import Settings, find_gate_plan, report
 from skipconv_jax.ops import POLICY_NAMES
+from skipconv_jax.plans import ENGINES
 from skipconv_jax.tasks import build
 from skipconv_jax.tuning import Budget
 from skipconv_jax.tuning.gate_plan import GATES
@@ -31,6 +32,9 @@ _BLOCKS = flags.DEFINE_list("blocks", ["4", "8"], "block sizes to choose from, p
 _FRAMES = flags.DEFINE_integer("frames", 32, "frames to calibrate on, and to check", lower_bound=2)
 _STREAMS = flags.DEFINE_integer("streams", 4, "clips of the data set to take", lower_bound=1)
 _LABELS = flags.DEFINE_bool("labels", False, "drop against labels, not of agreement")
+_ENGINE = flags.DEFINE_enum(
+    "engine", "auto", [*ENGINES, "xla"], "what runs the skipped network, as for `skipconv stream`"
+)
 _OUT = flags.DEFINE_string("out", None, "file to write (default <workdir>/gate_plan.json)")
 
 BROKEN = 3
@@ -57,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
         _FRAMES.value,
         _STREAMS.value,
         _LABELS.value,
+        _ENGINE.value,
     )
     gate_plan = find_gate_plan(experiment, weights["model"], settings)
     out = Path(_OUT.value) if _OUT.value else common.workdir() / "gate_plan.json"

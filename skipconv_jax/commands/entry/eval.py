@@ -25,6 +25,7 @@ from skipconv_jax.commands.evaluate import (
     write,
 )
 from skipconv_jax.config import set_gate
+from skipconv_jax.plans import ENGINES
 from skipconv_jax.tasks import DENSE, GATED, build
 from skipconv_jax.viz.charts import stage_chart
 
@@ -35,6 +36,9 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .sa
 _JSON = flags.DEFINE_bool("json", False, "print JSON instead of the table")
 _BASELINE = flags.DEFINE_string(
     "baseline", None, "video network of the task to run instead of the skipped network"
+)
+_ENGINE = flags.DEFINE_enum(
+    "engine", "auto", [*ENGINES, "xla"], "what runs the skipped network, as for `skipconv stream`"
 )
 _KEY = flags.DEFINE_integer("key_interval", 10, "frames between its key frames", lower_bound=1)
 
@@ -59,7 +63,9 @@ def evaluate(config: ConfigDict, folder: Path) -> list[Result]:
             continue
         other, weights = common.load_weights(experiment, _CHECKPOINT.value or gated)
         how = f"{name} skipped".strip()
-        results.append(evaluate_skipped(experiment, weights, clips, f"{other} {how}", length))
+        results.append(
+            evaluate_skipped(experiment, weights, clips, f"{other} {how}", length, _ENGINE.value)
+        )
     write(experiment, results, config, folder)
     stage_chart(results[-1].firing, folder / "firing.png", results[-1].label)
     return results

@@ -16,6 +16,7 @@ from skipconv_jax.commands.evaluate import with_gates
 from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.config import set_gate
 from skipconv_jax.ops import POLICY_NAMES
+from skipconv_jax.plans import ENGINES
 from skipconv_jax.streaming.sources import Source
 from skipconv_jax.tasks import build
 
@@ -24,7 +25,9 @@ USAGE = "VIDEO --config FILE [--checkpoint PATH] [--gate NAME]"
 flags.adopt_module_key_flags(common)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
 _OUT = flags.DEFINE_string("out", None, "folder to write to (default <workdir>/stream/<VIDEO>)")
-_PIECE = flags.DEFINE_integer("piece", 8, "frames per compiled scan", lower_bound=1)
+_PIECE = flags.DEFINE_integer(
+    "piece", 1, "frames run together; more of them answer later", lower_bound=1
+)
 _RESET = flags.DEFINE_integer(
     "reset_every", 0, "frames between reference frames, 0 never", lower_bound=0
 )
@@ -42,7 +45,7 @@ _BOX = flags.DEFINE_list("box", None, "x1,y1,x2,y2 of the person; default the wh
 _SCORE = flags.DEFINE_float("min_score", 0.2, "joints or boxes with less confidence are not drawn")
 
 _ENGINE = flags.DEFINE_enum(
-    "engine", "auto", ["auto", "native", "xla"], "what runs the network; auto prefers native"
+    "engine", "auto", [*ENGINES, "xla"], "what runs the network (xla: plain); one line says why"
 )
 
 

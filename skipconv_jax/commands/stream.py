@@ -15,7 +15,7 @@ from skipconv_jax import macs, native
 from skipconv_jax.plans.native import Plan, compile_plan
 from skipconv_jax.streaming.guards import Drift, Guard, SceneCut
 from skipconv_jax.streaming.runner import Reading, make_plan_streamer, make_streamer
-from skipconv_jax.streaming.sources import Frame, Source, VideoError, VideoWriter
+from skipconv_jax.streaming.sources import Frame, FrameSource, VideoError, VideoWriter
 from skipconv_jax.tasks import Experiment, View
 from skipconv_jax.transform import SkipNet
 from skipconv_jax.viz import draw
@@ -261,7 +261,11 @@ class Summary:
 
 
 def stream(
-    experiment: Experiment, params: dict[str, Tree], source: Source, out: Path, settings: Settings
+    experiment: Experiment,
+    params: dict[str, Tree],
+    source: FrameSource,
+    out: Path,
+    settings: Settings,
 ) -> dict[str, Any]:
     """Streams a source into annotated.mp4, frames.jsonl, chart.png, sheet.png and summary.json.
 

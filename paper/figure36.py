@@ -27,7 +27,7 @@ _ZOOM = 2
 
 def held_out_clip(setting: Setting, frames: int) -> np.ndarray:
     """The first test clip, as the network sees it: `(T, H, W, 3)` uint8."""
-    batch = next(iter(networks._batches(setting, frames)))
+    batch = next(iter(networks.held_out_batches(setting, frames)))
     return np.asarray(batch["frames"][0])
 
 
@@ -69,6 +69,8 @@ def masks(setting: Setting) -> list[Row]:
             image = draw.overlay_firing(enlarged(clip[t]), share)
             text = f"{block}x{block}  frame {t + 1}  {gmac[t]:.4f} GMAC"
             pictures.append(draw.caption(image, text))
+    if not rows:
+        setting.check_computes("figure36")
     sheet = draw.contact_sheet(pictures, columns=len(shown))
     picture(networks.results_folder(setting) / "figure36-masks.png", sheet)
     return rows

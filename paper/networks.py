@@ -312,7 +312,7 @@ def l0(setting: Setting, weight: float) -> Row:
     return setting.row(f"l0-{weight:g}", compute)
 
 
-def _batches(setting: Setting, reset_every: int) -> Any:
+def held_out_batches(setting: Setting, reset_every: int) -> Any:
     return make_eval_iterator(
         setting.test_clips,
         batch=setting.config.eval.batch,
@@ -326,7 +326,7 @@ def _batches(setting: Setting, reset_every: int) -> Any:
 def _test_images(setting: Setting, count: int) -> np.ndarray:
     """Test frames without their labels, as the paper takes them for batch norm."""
     found: list[np.ndarray] = []
-    for batch in _batches(setting, 8):
+    for batch in held_out_batches(setting, 8):
         found.append(batch["frames"][:, 0])
         if sum(len(f) for f in found) >= count:
             break
@@ -353,7 +353,7 @@ def measure(
     pck, strict, frames, spent = Pck(), Pck(STRICT), 0, 0.0
     stages = dict.fromkeys(table.stages(), 0.0)
     _, blank = net.init(params["model"], experiment.frame(streams), key=jax.random.key(0))
-    for batch in _batches(setting, reset):
+    for batch in held_out_batches(setting, reset):
         state = jax.tree.map(jnp.copy, blank)  # the streamer donates it
         _, reading = streamer(params, state, np.swapaxes(batch["frames"], 0, 1))
         joints = np.swapaxes(np.asarray(reading.outputs), 0, 1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from skipconv_jax import moved
 
 if TYPE_CHECKING:
-    from skipconv_jax import macs, native, ops, plans, streaming, tasks, tuning, warp
+    from skipconv_jax import macs, native, onnx, ops, plans, streaming, tasks, tuning, warp
     from skipconv_jax.ops import (
         IMPLEMENTATIONS,
         POLICIES,
@@ -64,6 +64,7 @@ __all__ = [
     "macs",
     "make_streamer",
     "native",
+    "onnx",
     "ops",
     "plans",
     "skip",

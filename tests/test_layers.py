@@ -15,6 +15,7 @@ import skipconv_jax
 PACKAGE = Path(skipconv_jax.__file__).parent
 ROOT = PACKAGE.parent
 EVERYBODY = {"checks", "entries", "extras", "json_files", "moved", "trusted"}
+OURS = ("skipconv_jax", "benchmarks", "paper")
 ENTRIES = {"__main__", "demo", "commands", "skipconv_jax"}
 
 LAYERS = {
@@ -115,13 +116,12 @@ def test_no_private_name_of_another_module_is_used(folder):
         names = collections.Counter()
         for line, name in _imports(path):
             names[name.rpartition(".")[2]] += 1
-            ours = name.split(".")[0] in ("skipconv_jax", "benchmarks", "paper")
-            if ours and any(map(_private, name.split("."))):
+            if name.split(".")[0] in OURS and any(map(_private, name.split("."))):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
         modules = {
             alias.asname or alias.name
             for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("skipconv_jax")
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OURS
             for alias in node.names
             if alias.name.islower()
         }

@@ -15,7 +15,7 @@ from skipconv_jax import macs
 from skipconv_jax.plans import compile_plan
 from skipconv_jax.streaming.guards import Drift, Guard, SceneCut
 from skipconv_jax.streaming.runner import Reading, Runner
-from skipconv_jax.streaming.sources import Frame, Source, VideoError, VideoWriter
+from skipconv_jax.streaming.sources import Frame, FrameSource, VideoError, VideoWriter
 from skipconv_jax.tasks import Experiment, View
 from skipconv_jax.viz import draw
 from skipconv_jax.viz.charts import Bins, stream_chart
@@ -220,7 +220,11 @@ class Summary:
 
 
 def stream(
-    experiment: Experiment, params: dict[str, Tree], source: Source, out: Path, settings: Settings
+    experiment: Experiment,
+    params: dict[str, Tree],
+    source: FrameSource,
+    out: Path,
+    settings: Settings,
 ) -> dict[str, Any]:
     """Streams a source into annotated.mp4, frames.jsonl, chart.png, sheet.png and summary.json.
 

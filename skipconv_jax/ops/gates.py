@@ -11,7 +11,7 @@ nothing.
 
 import dataclasses
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,10 @@ from jax import lax
 
 from skipconv_jax import checks
 from skipconv_jax.ops.geometry import Conv, widen
+
+if TYPE_CHECKING:
+    # Shapes in types are for readers and mypy: they cost no import.
+    from jaxtyping import Array, Float
 
 GateParams = dict[str, jax.Array]
 
@@ -40,13 +44,19 @@ class Gate(Protocol):
         ...
 
     def scores(
-        self, params: GateParams, residual: jax.Array, kernel: jax.Array, conv: Conv
-    ) -> jax.Array:
-        """Score of each output position, `(B, *out_spatial)`, from the signed residual."""
+        self,
+        params: GateParams,
+        residual: "Float[Array, 'B *spatial Ci']",
+        kernel: "Float[Array, '*window Ci_per_group Co']",
+        conv: Conv,
+    ) -> "Float[Array, ' B *out_spatial']":
+        """Score of each output position from the signed residual."""
         ...
 
-    def fire(self, params: GateParams, scores: jax.Array, rng: jax.Array | None) -> jax.Array:
-        """Mask in {0, 1} of the scores' shape and dtype; `rng` given means training."""
+    def fire(
+        self, params: GateParams, scores: "Float[Array, ' B *grid']", rng: jax.Array | None
+    ) -> "Float[Array, ' B *grid']":
+        """Mask in {0, 1} of pooled scores, in their dtype; `rng` given means training."""
         ...
 
     def macs(self, conv: Conv) -> int:

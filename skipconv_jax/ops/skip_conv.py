@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,10 @@ from skipconv_jax.ops.masked_conv import masked_conv
 from skipconv_jax.ops.masked_conv.epilogue import Epilogue
 from skipconv_jax.ops.policies import Decision, Observation, Policy, Previous
 from skipconv_jax.ops.state import SkipState
+
+if TYPE_CHECKING:
+    # Shapes in types are for readers and mypy: they cost no import.
+    from jaxtyping import Array, Float
 
 Params = Mapping[str, Any]
 
@@ -84,7 +88,7 @@ def _blank_state(x: jax.Array, conv: Conv, gate: Gate, policy: Policy, streams: 
 def skip_conv(
     params: Params,
     state: SkipState,
-    x: jax.Array,
+    x: "Float[Array, 'B *spatial Ci']",
     *,
     strides: int | Sequence[int] = 1,
     padding: Padding = "SAME",
@@ -96,7 +100,7 @@ def skip_conv(
     precision: Any = None,
     implementation: str | None = None,
     epilogue: Epilogue | None = None,
-) -> tuple[jax.Array, SkipState]:
+) -> "tuple[Float[Array, 'B *out_spatial Co'], SkipState]":
     r"""Convolves a frame only where it changed.
 
     z~_t = z~_{t-1} + g(r_t) * (w conv r_t), r_t = x_t - x_{t-1}; a fresh stream computes

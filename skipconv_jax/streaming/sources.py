@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import cv2
 import numpy as np
 
 from skipconv_jax.data import images
+from skipconv_jax.entries import find
 
 # Lists of other files and addresses: what they name is not what was asked for.
 _LISTS = {"hls", "dash", "concat", "concatf", "imf", "sdp", "rtsp", "image2"}
@@ -45,6 +46,38 @@ class Frame:
 
 class VideoError(ValueError):
     """A source that can't be opened, or ends before its time."""
+
+
+class FrameSource(Protocol):
+    """What a stream asks of a source; a camera of your own has these.
+
+    Attributes:
+      path: names the output and is blamed in messages; need not exist.
+      rate: frames per second of the annotated video.
+      frames: how many there will be; None where nobody knows.
+
+    Iterating yields each frame once, in order, its index counting from 0. A frame that was lost has
+    `image=None` and says why in `event`; what follows an event starts from a reference frame.
+    """
+
+    path: Path
+    rate: Fraction
+    frames: int | None
+
+    def __iter__(self) -> Iterator[Frame]: ...
+
+
+def open_source(spec: str) -> FrameSource:
+    """A file, a folder, a COCO-style list (see `Source`), or `module:object`, which is called.
+
+    Raises:
+      VideoError: no such file or folder.
+      ValueError: no such object.
+    """
+    if re.fullmatch(r"[\w.]+:\w+", spec) and not Path(spec).exists():
+        source: FrameSource = find(spec, "video")()
+        return source
+    return Source(spec)
 
 
 class Source:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from skipconv_jax.streaming.sources import Source, VideoError, VideoWriter
+from skipconv_jax.streaming.sources import Source, VideoError, VideoWriter, open_source
 
 
 def _write(path, frames=48, size=(96, 128), gop=12, b_frames=0):
@@ -160,6 +160,25 @@ def test_a_coco_file_stands_for_the_frames_of_one_of_its_videos(tmp_path):
     assert [int(frame.image[0, 0, 0]) for frame in frames] == [40, 0], "in the order of frame_id"
     with pytest.raises(VideoError, match=r"must name one of its videos.*\['a', 'b'\]"):
         Source(file)
+
+
+def test_a_camera_of_one_s_own_is_named_by_module_and_object(tmp_path, monkeypatch):
+    (tmp_path / "own_camera.py").write_text(
+        "from fractions import Fraction\nfrom pathlib import Path\n\nimport numpy as np\n\n"
+        "from skipconv_jax.streaming.sources import Frame\n\n\n"
+        "class Camera:\n"
+        "    path, rate, frames = Path('camera'), Fraction(10), None\n\n"
+        "    def __iter__(self):\n"
+        "        yield Frame(0, np.zeros((4, 6, 3), np.uint8))\n"
+        "        yield Frame(1, None, 'unplugged')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    camera = open_source("own_camera:Camera")
+    assert [(frame.index, frame.event) for frame in camera] == [(0, ""), (1, "unplugged")]
+    with pytest.raises(ValueError, match=r"`video` .*NoCamera.* must be `module:object`"):
+        open_source("own_camera:NoCamera")
+    with pytest.raises(VideoError, match="must be a video file, a folder"):
+        open_source(str(tmp_path / "nothing.mp4"))
 
 
 def _coded(path, codec, frames, times=None, size=(48, 64), **options):

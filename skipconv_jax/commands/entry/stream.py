@@ -1,6 +1,7 @@
 """Streams a video through a skipped network: `skipconv stream VIDEO --config NAME`.
 
-VIDEO is a video file, a folder of images, or `labels.json[#name]`, a COCO-style file beside them.
+VIDEO is a video file, a folder of images, `labels.json[#name]`, a COCO-style file beside them, or
+`module:object`, a source of your own (`streaming.sources.FrameSource`).
 Writes the annotated video, JSON lines per frame, a chart and a contact sheet. `--gate=input_norm`
 needs no trained gates.
 """
@@ -17,7 +18,7 @@ from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.config import set_gate
 from skipconv_jax.ops import POLICY_NAMES
 from skipconv_jax.plans import ENGINES
-from skipconv_jax.streaming.sources import Source
+from skipconv_jax.streaming.sources import open_source
 from skipconv_jax.tasks import build
 
 USAGE = "VIDEO --config FILE [--checkpoint PATH] [--gate NAME]"
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(
             f"`arguments` (={list(argv[1:])}) must be one video file or folder of images."
         )
-    source = Source(argv[1])
+    source = open_source(argv[1])
     settings = Settings(
         _PIECE.value,
         _RESET.value,

@@ -145,7 +145,7 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
             if (name, policy, block) in known:
                 continue
             network = from_onnx(str(Path(options.models) / f"{name}.onnx"))
-            experiment = given(network, "detection", preset, configuration(network.size))
+            experiment = given(network, "detection", preset, configuration(network))
             sweep = Sweep(experiment, policy, block)
             for video, start in VIDEOS.items():
                 path = Path(options.videos) / f"{video}.mp4"
@@ -156,7 +156,10 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
                 kinds += [("relative", t, scale) for t in RELATIVE]
                 asked = [{n: t * s for n, s in of.items()} for _, t, of in kinds]
                 for (kind, t, _), found in zip(kinds, sweep.run(frames, asked), strict=True):
-                    yield Row(name, video, policy, block, kind, t, *found, len(frames))
+                    ap, error, reduction = found
+                    yield Row(
+                        name, video, policy, block, kind, t, ap, error, reduction, len(frames)
+                    )
 
 
 def load(path: Path) -> list[Row]:
@@ -186,7 +189,8 @@ def page(rows: Sequence[Row], out: Path) -> None:
     text = (
         "# Safe defaults\n\n"
         f"{' '.join(str(__doc__).split(chr(10) * 2)[2].split())}\n\n"
-        "    python -m benchmarks.defaults --models ../shared/models --videos ../shared/data/video\n\n"
+        "    python -m benchmarks.defaults --models ../shared/models "
+        "--videos ../shared/data/video\n\n"
         f"{frames} frames a video. Cells: AP agreement with the dense network, at the reduction of "
         f"multiply-accumulates.\n\n![AP agreement against MAC reduction](defaults.png)\n\n"
         + markdown(header, body, left=3)

@@ -10,8 +10,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from skipconv_jax import macs
-from skipconv_jax.config import base
+from skipconv_jax.config import base, set_gate
 from skipconv_jax.onnx import OnnxFunction, load
+from skipconv_jax.onnx.reader import read
 from skipconv_jax.presets import Preset, preset
 from skipconv_jax.tasks.base import Batch, Box, Experiment, Scorer, View, whole_frames
 from skipconv_jax.tasks.detection.anchors import non_maximum_suppression
@@ -25,6 +26,8 @@ TASKS = ("detection", "raw")
 _CANDIDATES, _KEEP = 300, 100
 # Detections of the dense network that the skipped one must find, where there are no labels.
 SURE = 0.3
+# Chosen by `python -m benchmarks.defaults`.
+SAFE_THRESHOLD, SAFE_BLOCK = 1e-2, 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,12 +47,19 @@ class Network:
     name: str
 
 
-def from_onnx(path: str, shapes: dict[str, tuple[int, ...]] | None = None) -> Network:
-    """The network of a file with one image input `(1, C, H, W)`.
+def from_onnx(path: str, size: tuple[int, int] | None = None) -> Network:
+    """The network of a file with one image input `(1, 3, H, W)`.
+
+    Args:
+      path: of the file.
+      size: height and width, where the file leaves them free.
 
     Raises:
       ValueError: several inputs, or one that is no image.
     """
+    shapes = None
+    if size is not None:
+        shapes = {tensor.name: (1, 3, *size) for tensor in read(path).inputs}
     variables, fn = load(path, shapes=shapes)
     return Network(fn, variables, _image_size(fn, path), path)
 
@@ -132,6 +142,11 @@ class GivenExperiment(Experiment):
             "valid": np.ones(lead, bool),
         }
 
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """A frame placed as the preset says."""
+        view = self.view(None, 0.0)
+        return view.inputs([image], view.affine(image))[0]
+
     def clips(self, part: str) -> Any:
         """None of its own."""
         raise ValueError("`video` must be given: a network you bring comes with no data.")
@@ -196,12 +211,23 @@ def given(network: Network, task: str, name: str | None, config: ConfigDict) -> 
     return GivenExperiment(config, network, None if name is None else preset(name))
 
 
-def configuration(size: tuple[int, int]) -> ConfigDict:
-    """The settings of a network that is brought: safe on real streams, see docs/results/defaults."""
+def configuration(
+    network: Network,
+    gate: tuple[str | None, float | None, int | None] = (None, None, None),
+    policy: str = "",
+) -> ConfigDict:
+    """Settings of a network that is brought, safe on real streams (docs/results/defaults.md).
+
+    Args:
+      network: to run.
+      gate: name, threshold and block; None for what is safe.
+      policy: of all convolutions; `closed_loop`, which does not drift, by default.
+    """
     config = base()
     with config.unlocked():
         config.task = "given"
-        config.input = ConfigDict({"height": size[0], "width": size[1]})
-        config.skip.gate = ConfigDict({"name": "input_norm", "block": 4}, type_safe=False)
-        config.skip.policy = "closed_loop"
-    return config
+        config.input = ConfigDict({"height": network.size[0], "width": network.size[1]})
+        safe = {"name": "input_norm", "threshold": SAFE_THRESHOLD, "block": SAFE_BLOCK}
+        config.skip.gate = ConfigDict(safe, type_safe=False)
+        config.skip.policy = policy or "closed_loop"
+    return set_gate(config, *gate)

@@ -33,6 +33,7 @@ class Preset:
       pad: grey level (RGB) of the input where no frame is.
       prepare: RGB uint8 frames `(B, H, W, 3)` of the input's size to what the network takes.
       decode: the network's outputs, and the input's (height, width), to `Boxes`.
+      sure: score from which a box counts as seen, where networks are compared without labels.
       overlap: IoU above which a box of the same class is a repeat.
     """
 
@@ -41,6 +42,7 @@ class Preset:
     pad: tuple[int, int, int]
     prepare: Callable[[jax.Array], Any]
     decode: Callable[[Any, tuple[int, int]], Boxes]
+    sure: float = 0.3
     overlap: float = 0.45
 
 

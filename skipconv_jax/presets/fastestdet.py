@@ -22,7 +22,7 @@ def decode(outputs: Any, size: tuple[int, int]) -> Boxes:
     """(B, 5 + classes, h, w): objectness, tanh(dx), tanh(dy), sigmoid(w), sigmoid(h), classes.
 
     Centre (tanh(d) + cell) / (w, h), size sigmoid(.), both in parts of the frame; the score is
-    objectness^0.6 class^0.4.
+    objectness^0.6 class^0.4, which is high: the authors show boxes from 0.65 on.
     """
     batch, _, h, w = outputs.shape
     rows = outputs.reshape(batch, -1, h * w).swapaxes(1, 2)
@@ -40,4 +40,4 @@ def decode(outputs: Any, size: tuple[int, int]) -> Boxes:
     )
 
 
-FASTESTDET = Preset(COCO, True, (0, 0, 0), prepare, decode)
+FASTESTDET = Preset(COCO, True, (0, 0, 0), prepare, decode, sure=0.65)

@@ -24,8 +24,6 @@ from skipconv_jax.transform import SkipNet
 
 TASKS = ("detection", "raw")
 _CANDIDATES, _KEEP = 300, 100
-# Detections of the dense network that the skipped one must find, where there are no labels.
-SURE = 0.3
 # Chosen by `python -m benchmarks.defaults`.
 SAFE_THRESHOLD, SAFE_BLOCK = 1e-2, 4
 
@@ -135,7 +133,7 @@ class GivenExperiment(Experiment):
         lead = scores.shape[:2]
         return {
             "boxes": boxes,
-            "labels": np.where(scores > SURE, labels, -1),
+            "labels": np.where(scores > self._preset().sure, labels, -1),
             "ignored": np.zeros((*lead, 0, 4), np.float32),
             "annotated": np.ones(lead, bool),
             "scale": np.ones(lead, np.float32),

@@ -4,12 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= runs/demo
 
-.PHONY: help demo test lint format lock clean
+.PHONY: help demo test lint format lock wheels docs clean
 
 help:
 	@echo 'make demo    generate data, train, gate, evaluate, stream; results in $(DEMO_DIR)/ (<= 10 min on 2 cores)'
 	@echo 'make test    the whole test suite'
 	@echo 'make lint    formatting, lint and types'
+	@echo 'make docs    the documentation as a site in build/site/'
+	@echo 'make wheels  dist/*.whl with the engine inside, for x86-64 and ARM'
 	@echo 'make lock    renew requirements.txt and requirements-dev.txt'
 
 # A stamp per set of requirements: made again only when its list changes.
@@ -41,6 +43,12 @@ format: $(VENV)/.dev
 
 lock:
 	./.ci/lock
+
+wheels:
+	./.ci/wheels
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

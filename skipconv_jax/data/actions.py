@@ -12,11 +12,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
-import grain
 import numpy as np
 
 from skipconv_jax.data.clips import PoseClip
 from skipconv_jax.data.pipeline import Batch, CachedFrames
+from skipconv_jax.extras import required
+
+with required():
+    import grain
 
 _EPOCHS = 10**9
 

@@ -24,12 +24,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
-import grain
 import numpy as np
 
 from skipconv_jax.data.augment import IMAGENET_MEAN, normalize
 from skipconv_jax.data.clips import decode_image
 from skipconv_jax.data.labelled_videos import BoxTrack, VideoSource, clip_boxes, covered
+from skipconv_jax.extras import required
+
+with required():
+    import grain
 
 Batch = dict[str, np.ndarray]
 MEAN_COLOR = tuple(float(v) for v in np.round(IMAGENET_MEAN * 255))

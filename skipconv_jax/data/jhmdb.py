@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from skipconv_jax.data import records
 from skipconv_jax.data.clips import LazyClips, PoseClip
 from skipconv_jax.data.figure import ACTIONS as SYNTHETIC_ACTIONS
 from skipconv_jax.data.jhmdb_folder import PARTS, JhmdbFolder
 from skipconv_jax.data.skeleton import JOINTS
+from skipconv_jax.extras import required
+
+with required():
+    import tensorflow_datasets as tfds
 
 SPLITS = (1, 2, 3)
 ACTIONS = (

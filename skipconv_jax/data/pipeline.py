@@ -20,12 +20,15 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 from skipconv_jax.data import augment
 from skipconv_jax.data.augment import PoseAugmentation, View
 from skipconv_jax.data.clips import PoseClip, all_mirrorable, lengths_of, names_of
+from skipconv_jax.extras import required
+
+with required():
+    import grain
 
 Batch = dict[str, np.ndarray]
 

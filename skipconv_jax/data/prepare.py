@@ -20,14 +20,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import tensorflow_datasets as tfds
-from rich.progress import Progress
-
 from skipconv_jax import checks
 from skipconv_jax.data import jhmdb, records, ua_detrac
 from skipconv_jax.data.folders import NOTE, write_text
 from skipconv_jax.data.jhmdb_folder import DamagedClipError, JhmdbFolder
 from skipconv_jax.data.ua_detrac_folder import EXPECTED, PARTS, DamagedSequenceError, DetracFolder
+from skipconv_jax.extras import required
+
+with required():
+    import tensorflow_datasets as tfds
+    from rich.progress import Progress
 
 Problems = list[tuple[str, str]]
 _SHOWN = 40

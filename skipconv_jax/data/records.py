@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
+
+from skipconv_jax.extras import required
+
+with required():
+    import tensorflow_datasets as tfds
 
 Record = dict[str, Any]
 

@@ -16,13 +16,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import scipy.io
-from rich.progress import track
 
 from skipconv_jax.data.draw_figure import LIMBS, draw_figure, random_clothes
 from skipconv_jax.data.figure import ACTIONS, random_motion
 from skipconv_jax.data.folders import PARTIAL, write_note, write_text
 from skipconv_jax.data.scenery import SensorNoise, random_background, random_distractors
 from skipconv_jax.data.skeleton import to_matlab
+from skipconv_jax.extras import required
+
+with required():
+    from rich.progress import track
 
 
 @dataclasses.dataclass(frozen=True)

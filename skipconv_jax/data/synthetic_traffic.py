@@ -17,7 +17,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rich.progress import track
 
 from skipconv_jax.data.draw_traffic import draw_scene, draw_vehicle, far_region
 from skipconv_jax.data.folders import PARTIAL, write_note, write_text
@@ -25,6 +24,10 @@ from skipconv_jax.data.labelled_videos import clip_boxes, covered
 from skipconv_jax.data.scenery import SensorNoise
 from skipconv_jax.data.traffic import FPS, Camera, Road
 from skipconv_jax.data.ua_detrac_folder import VEHICLES
+from skipconv_jax.extras import required
+
+with required():
+    from rich.progress import track
 
 
 @dataclasses.dataclass(frozen=True)

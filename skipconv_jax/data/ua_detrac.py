@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from skipconv_jax.data import records
 from skipconv_jax.data.labelled_videos import BoxTrack, VideoWindow, make_track
 from skipconv_jax.data.ua_detrac_folder import PARTS, VEHICLES, DetracFolder
+from skipconv_jax.extras import required
+
+with required():
+    import tensorflow_datasets as tfds
 
 SEGMENT = 16
 """Frames of a record: about 1.5 MB of JPEG."""

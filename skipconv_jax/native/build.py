@@ -1,10 +1,14 @@
 """Builds the native engine with the system's C++ compiler: `python -m skipconv_jax.native.build`.
 
-One shared library holds the engine for AVX-512, AVX2 and any CPU, and picks at run time.
+One shared library holds the engine for AVX-512, AVX2 and any x86-64, and picks at run time; on ARM
+it is NEON. $SKIPCONV_JAX_MACHINE (x86_64, aarch64) builds one to give away: for that machine, by
+the cross compiler that $CXX names, and with the C++ runtime inside.
+`--export DIR` copies it and its header to `DIR/libskipconv.so` and `DIR/skipconv.h` for C.
 The library's name carries a hash of sources and flags, so that an old one is never loaded, and
 `<library>.sha256` beside it a hash of its content, so that a damaged one is never loaded either.
 """
 
+import argparse
 import concurrent.futures
 import contextlib
 import hashlib
@@ -29,7 +33,14 @@ PER_ISA = (
     "ops/op_spatial.cpp",
     "runtime/engine.cpp",
 )
-_ONCE = ("runtime/pool.cpp", "runtime/ffi.cpp")
+_ONCE = (
+    "runtime/pool.cpp",
+    "runtime/platform.cpp",
+    "runtime/dispatch.cpp",
+    "runtime/plan_file.cpp",
+    "runtime/c_api.cpp",
+    "runtime/ffi.cpp",
+)
 _COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
 # Contraction to FMA is the point of the kernels; nothing else of fast-math is wanted.
 _FLOAT = (
@@ -39,6 +50,9 @@ _FLOAT = (
     "-Wno-unused-function",
     "-Wno-psabi",
 )
+# The name is what C programs are linked to; Python loads by path.
+_NAME = "-install_name,@rpath/" if sys.platform == "darwin" else "-soname,"
+_LINK = ("-shared", "-pthread", f"-Wl,{_NAME}libskipconv.so")
 _X86 = {
     "avx512": (
         16,
@@ -64,12 +78,17 @@ def source_dir() -> pathlib.Path:
     return pathlib.Path(__file__).parent / "csrc"
 
 
+def machine() -> str:
+    """The processor architecture that is built for: $SKIPCONV_JAX_MACHINE, or this one's."""
+    return os.environ.get("SKIPCONV_JAX_MACHINE") or platform.machine()
+
+
 def variants() -> dict[str, tuple[int, tuple[str, ...]]]:
-    """Vector width and compiler flags of each instruction set this machine's compiler targets."""
-    found: dict[str, tuple[int, tuple[str, ...]]] = {"portable": (4, ())}
-    if platform.machine() in ("x86_64", "AMD64"):
-        found.update(_X86)
-    return found
+    """Vector width and compiler flags of each instruction set of `machine()`."""
+    if machine() in ("aarch64", "arm64"):
+        return {"neon": (4, ())}
+    portable: dict[str, tuple[int, tuple[str, ...]]] = {"portable": (4, ())}
+    return portable | (_X86 if machine() in ("x86_64", "AMD64") else {})
 
 
 def compiler() -> str | None:
@@ -114,7 +133,7 @@ def _schema() -> ModuleType:
 
 def digest() -> str:
     """Hash of everything the library depends on."""
-    parts = [repr((_COMMON, _FLOAT, sorted(variants().items())))]
+    parts = [repr((_COMMON, _FLOAT, _LINK, sorted(variants().items())))]
     root = source_dir()
     parts += [
         p.relative_to(root).as_posix() + p.read_text()
@@ -253,7 +272,10 @@ def _build_to(target: pathlib.Path, cxx: str, headers: pathlib.Path) -> None:
             compile_to("any", source, f"-I{headers}")
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_compile, jobs))
-        _compile([cxx, "-shared", "-pthread", *objects, "-o", f"{tmp}/lib.so"])
+        # What is given away must not ask for this compiler's runtime.
+        static = ("-static-libstdc++", "-Wl,--exclude-libs,ALL", "-Wl,--gc-sections")
+        inside = static if os.environ.get("SKIPCONV_JAX_MACHINE") else ()
+        _compile([cxx, *_LINK, *inside, *objects, "-o", f"{tmp}/lib.so"])
         content = pathlib.Path(tmp, "lib.so").read_bytes()
     # Without its sum a library counts as damaged: the old one goes first, the new one comes last.
     _sum_file(target).unlink(missing_ok=True)
@@ -275,6 +297,18 @@ def _put(target: pathlib.Path, content: bytes) -> None:
     os.replace(partial, target)
 
 
+def export(folder: pathlib.Path) -> pathlib.Path:
+    """The library as `folder/libskipconv.so` beside `skipconv.h`, for programs without Python.
+
+    Raises:
+      BuildError: it is not built and can't be.
+    """
+    library = find_library() or build()
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source_dir() / "include" / "skipconv.h", folder)
+    return pathlib.Path(shutil.copy(library, folder / "libskipconv.so"))
+
+
 def _writable(folder: pathlib.Path) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -284,7 +318,10 @@ def _writable(folder: pathlib.Path) -> bool:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m skipconv_jax.native.build")
+    parser.add_argument("--export", metavar="DIR", help="copy library and header there, for C")
+    options = parser.parse_args()
     try:
-        print(build())
+        print(export(pathlib.Path(options.export)) if options.export else build())
     except (BuildError, OSError) as error:
         sys.exit(f"skipconv_jax: {error}")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 TARGET = "skipconv_jax_execute"
-_ISA = ("portable", "avx2", "avx512")
+_ISA = ("portable", "avx2", "avx512", "neon")
 _OFF = ("0", "off", "no", "false")
 
 
@@ -90,7 +90,7 @@ def load() -> ctypes.CDLL:
 
 
 def isa() -> str:
-    """Instruction set in use: 'avx512', 'avx2' or 'portable'; SKIPCONV_JAX_ISA lowers it."""
+    """Instruction set in use: 'avx512', 'avx2', 'portable' (as SKIPCONV_JAX_ISA says) or 'neon'."""
     return _ISA[load().skipconv_isa()]
 
 

@@ -1,9 +1,11 @@
-// Vectors of VW floats by compiler extension: one source for AVX-512 (16), AVX2 (8) and portable (4).
+// Vectors of VW floats by compiler extension: one source for AVX-512 (16), AVX2 (8), NEON and portable (4).
 #pragma once
 #include <cmath>
 #include <cstring>
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "runtime/program.h"
@@ -22,14 +24,17 @@ SKC_INLINE vf load(const float* p) { return *reinterpret_cast<const vfu*>(p); }
 SKC_INLINE void store(float* p, vf v) { *reinterpret_cast<vfu*>(p) = v; }
 SKC_INLINE vf splat(float s) { return s - vf{}; }
 SKC_INLINE vf vabs(vf v) { return (vf)((vi)v & 0x7fffffff); }
-// NaN stays NaN in both, as in jnp.maximum and jnp.minimum: of two operands one of which is NaN the
-// instructions return the second.
+// NaN stays NaN in both, as in jnp.maximum and jnp.minimum: of two operands one of which is NaN x86's
+// instructions return the second, NEON's the NaN.
 #if defined(__AVX512F__)
 SKC_INLINE vf vmax(vf v, vf lo) { return (vf)_mm512_max_ps((__m512)lo, (__m512)v); }
 SKC_INLINE vf vmin(vf v, vf hi) { return (vf)_mm512_min_ps((__m512)hi, (__m512)v); }
 #elif defined(__AVX2__)
 SKC_INLINE vf vmax(vf v, vf lo) { return (vf)_mm256_max_ps((__m256)lo, (__m256)v); }
 SKC_INLINE vf vmin(vf v, vf hi) { return (vf)_mm256_min_ps((__m256)hi, (__m256)v); }
+#elif defined(__aarch64__)
+SKC_INLINE vf vmax(vf v, vf lo) { return (vf)vmaxq_f32((float32x4_t)v, (float32x4_t)lo); }
+SKC_INLINE vf vmin(vf v, vf hi) { return (vf)vminq_f32((float32x4_t)v, (float32x4_t)hi); }
 #else
 SKC_INLINE vf vmax(vf v, vf lo) { return v < lo ? lo : v; }
 SKC_INLINE vf vmin(vf v, vf hi) { return v > hi ? hi : v; }
@@ -42,6 +47,8 @@ SKC_INLINE float hsum(vf v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+#elif defined(__aarch64__)
+  return vaddvq_f32((float32x4_t)v);
 #else
   float s = 0;
   for (int i = 0; i < VW; i++) s += v[i];

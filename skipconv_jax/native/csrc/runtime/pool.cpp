@@ -5,16 +5,10 @@
 #include <algorithm>
 #include <chrono>
 
+#include "runtime/platform.h"
+
 namespace skc {
 namespace {
-
-inline void pause_cpu() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 constexpr uint64_t kOpen = 1u << 15;
 constexpr uint64_t kInside = kOpen - 1;

@@ -5,7 +5,8 @@
 
 namespace skc {
 
-constexpr int kIsaLevels = 3;  // 0 portable, 1 AVX2, 2 AVX-512
+// Instruction sets: 0 portable, 1 AVX2, 2 AVX-512 on x86-64, where one can be lowered; 3 NEON on ARM.
+enum Isa { kPortable, kAvx2, kAvx512, kNeon };
 
 struct Call {
   const Header* head;
@@ -42,5 +43,6 @@ using RunFn = void (*)(const Call&, Pool&);
 void run_portable(const Call&, Pool&);
 void run_avx2(const Call&, Pool&);
 void run_avx512(const Call&, Pool&);
+void run_neon(const Call&, Pool&);
 
 }  // namespace skc

@@ -1,0 +1,106 @@
+#include "runtime/dispatch.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "runtime/pool.h"
+
+namespace skc {
+namespace {
+
+int best_isa() {
+#if defined(__aarch64__)
+  return kNeon;
+#elif defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+    return kAvx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
+#endif
+  return kPortable;
+}
+
+}  // namespace
+
+int isa_in_use() {
+  static const int chosen = [] {
+    const char* wanted = std::getenv("SKIPCONV_JAX_ISA");
+    const int best = best_isa();
+    if (!wanted || !*wanted || best == kNeon) return best;
+    const int level = !std::strcmp(wanted, "avx512") ? kAvx512
+                      : !std::strcmp(wanted, "avx2") ? kAvx2
+                                                     : kPortable;
+    return level < best ? level : best;
+  }();
+  return chosen;
+}
+
+int default_threads() {
+  static const int chosen = [] {
+    const char* wanted = std::getenv("SKIPCONV_JAX_NUM_THREADS");
+    const int n = wanted ? std::atoi(wanted) : 0;
+    if (n > 0) return n;
+    const int cores = (int)std::thread::hardware_concurrency();
+    return cores < 1 ? 1 : cores > 8 ? 8 : cores;
+  }();
+  return chosen;
+}
+
+namespace {
+
+RunFn run_fn() {
+#if defined(__aarch64__)
+  return run_neon;
+#else
+#if defined(__x86_64__)
+  switch (isa_in_use()) {
+    case kAvx512: return run_avx512;
+    case kAvx2: return run_avx2;
+  }
+#endif
+  return run_portable;
+#endif
+}
+
+thread_local std::vector<double> g_profile;
+std::vector<double> g_last_profile;
+bool g_profiling = false;
+
+}  // namespace
+
+void run(Call& call) {
+  Pool& pool = Pool::shared();
+  if (g_profiling) {
+    g_profile.assign(call.head->n_ops, 0.0);
+    call.profile = g_profile.data();
+  }
+  // A second concurrent caller computes on its own thread rather than wait for the workers.
+  std::unique_lock<std::mutex> hold(pool.lock(), std::try_to_lock);
+  if (hold.owns_lock()) {
+    pool.begin(call.threads);
+    run_fn()(call, pool);
+    pool.end();
+    if (g_profiling) g_last_profile = g_profile;
+  } else {
+    Pool alone;
+    run_fn()(call, alone);
+  }
+}
+
+}  // namespace skc
+
+#pragma GCC visibility push(default)
+extern "C" {
+int skipconv_isa() { return skc::isa_in_use(); }
+int skipconv_threads() { return skc::default_threads(); }
+// Turns timing per operation on or off; returns how many operations the last call timed.
+int skipconv_profile(int on, double* out, int n) {
+  skc::g_profiling = on != 0;
+  for (int i = 0; i < n && i < (int)skc::g_last_profile.size(); i++) out[i] = skc::g_last_profile[i];
+  return (int)skc::g_last_profile.size();
+}
+}
+#pragma GCC visibility pop

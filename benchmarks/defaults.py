@@ -4,10 +4,10 @@
 
 Every setting runs over the same frames without a reset. Its detections are scored against those of
 the dense network (AP of the skipped detections against the dense ones that are sure: a score of 0.3
-for YOLOX, 0.65 for FastestDet), beside the reduction of multiply-accumulates; nothing is timed. Thresholds are absolute, one number for all
-layers, or relative: that number times a layer's own mean |input| on the first frame. Each finished
-setting is kept in `--work`, so that a run goes on where it was stopped; the page and its picture
-are `--out`.
+for YOLOX, 0.65 for FastestDet), beside the reduction of multiply-accumulates; nothing is timed.
+Thresholds are absolute, one number for all layers, or relative: that number times a layer's own
+mean |input| on the first frame. Each finished setting is kept in `--work`, so that a run goes on
+where it was stopped; the page and its picture are `--out`.
 """
 
 import argparse

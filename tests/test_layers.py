@@ -25,6 +25,7 @@ LAYERS = {
     "transform": ("ops program macs", "skips a program's sites; it is one way to run them"),
     "native": ("ops program transform", "the CPU engine; it knows programs, not tasks"),
     "onnx": ("ops program", "a file as a function; what is done with it is the user's"),
+    "presets": ("", "what a detector's input and outputs mean, as data and pure functions"),
     "plans": ("ops program macs transform native", "a network on an engine, whatever it is for"),
     "warp": ("ops program transform", "policies of moving cameras, by the public seams"),
     "streaming": ("ops program macs transform native plans data", "frames through any plan"),
@@ -40,7 +41,8 @@ LAYERS = {
     ),
     "config": ("ops transform tuning", "what a config file says of gates and policies"),
     "tasks": (
-        "ops macs transform plans streaming warp models data viz training baselines config",
+        "ops macs transform plans streaming warp models data viz training baselines config "
+        "onnx presets",
         "what a network is for; commands see tasks by `tasks.base` alone",
     ),
 }

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 
@@ -82,7 +81,7 @@ def _frames(experiment: Experiment, settings: Settings) -> tuple[Frames, Frames]
     count, clip = settings.frames, settings.clip
     if clip is not None:
         if is_video(Path(clip)):
-            return _halves(clip, experiment.size, count)
+            return _halves(clip, experiment, count)
         experiment = _with_data(experiment, clip)
     train, test = (
         first_frames(experiment, part, count, settings.streams) for part in ("train", "test")
@@ -90,12 +89,12 @@ def _frames(experiment: Experiment, settings: Settings) -> tuple[Frames, Frames]
     return train, test
 
 
-def _halves(clip: str, size: tuple[int, int], count: int) -> tuple[Frames, Frames]:
+def _halves(clip: str, experiment: Experiment, count: int) -> tuple[Frames, Frames]:
     """The first and the second half of at most `2 count` frames of a video."""
     images: list[np.ndarray] = []
     for frame in Source(clip):
         if frame.image is not None:
-            images.append(cv2.resize(frame.image, size[::-1], interpolation=cv2.INTER_AREA))
+            images.append(experiment.fit(frame.image))
         if len(images) == 2 * count:
             break
     if len(images) < 4:

@@ -86,7 +86,9 @@ def run(command: ModuleType, arguments: Sequence[str], program: str) -> int:
         if not flags.FLAGS["verbosity"].present:
             # Warnings of libraries would break into the progress line; ours are errors or output.
             logging.set_verbosity(logging.ERROR)
-        if CONFIG.value is None:
+        # Commands that take a trained network instead say so by importing its flags.
+        instead = getattr(command, "brought", None)
+        if CONFIG.value is None and not (instead and instead.named()):
             print(f"error: --config is missing\n{usage}", file=sys.stderr)
             return 2
         try:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import cv2
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -246,6 +247,11 @@ class Experiment(abc.ABC):
         Raises:
           ValueError: no data in `config.data.root`, with what to fetch and what runs without it.
         """
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """A frame of any size as the network's input `(H, W, 3)`, to calibrate on."""
+        resized: np.ndarray = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_AREA)
+        return resized
 
     @abc.abstractmethod
     def first(self, clips: Any, count: int) -> Any:

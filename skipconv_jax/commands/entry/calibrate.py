@@ -9,20 +9,22 @@ the budget. Writes the gate plan. Run it with `--config.skip.gate_plan=FILE` in 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from skipconv_jax.commands import common
+from skipconv_jax.commands import brought, common
 from skipconv_jax.commands.calibrate import Settings, find_gate_plan, report
 from skipconv_jax.ops import POLICY_NAMES
 from skipconv_jax.plans import ENGINES
-from skipconv_jax.tasks import build
+from skipconv_jax.tasks import Experiment, build
 from skipconv_jax.tuning import Budget
 from skipconv_jax.tuning.gate_plan import GATES
 
-USAGE = "--config FILE --budget macs=30% [--clip VIDEO]"
+USAGE = "(--config FILE | --onnx FILE) --budget macs=30% [--clip VIDEO]"
 
 flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(brought)
 _BUDGET = flags.DEFINE_string("budget", None, "macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME")
 _CLIP = flags.DEFINE_string("clip", None, "video, images or data set; default the config's data")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
@@ -40,6 +42,15 @@ _OUT = flags.DEFINE_string("out", None, "file to write (default <workdir>/gate_p
 BROKEN = 3
 
 
+def _trained() -> tuple[Experiment, dict[str, Any], Path]:
+    """The network with its weights, and where results go."""
+    if brought.named():
+        return *brought.experiment(), brought.workdir()
+    experiment = build(common.CONFIG.value)
+    spec = _CHECKPOINT.value or common.newest_phase(common.workdir())
+    return experiment, common.load_weights(experiment, spec)[1], common.workdir()
+
+
 def main(argv: Sequence[str]) -> int:
     """Calibrates, prints, writes and returns the exit code."""
     common.no_arguments(argv)
@@ -49,9 +60,7 @@ def main(argv: Sequence[str]) -> int:
         blocks = tuple(int(block) for block in _BLOCKS.value)
     except ValueError as error:
         raise ValueError(f"`blocks` (={_BLOCKS.value}) must be integers.") from error
-    experiment = build(common.CONFIG.value)
-    spec = _CHECKPOINT.value or common.newest_phase(common.workdir())
-    _, weights = common.load_weights(experiment, spec)
+    experiment, weights, folder = _trained()
     settings = Settings(
         Budget.parse(_BUDGET.value, experiment.table().macs),
         _CLIP.value,
@@ -64,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         _ENGINE.value,
     )
     gate_plan = find_gate_plan(experiment, weights["model"], settings)
-    out = Path(_OUT.value) if _OUT.value else common.workdir() / "gate_plan.json"
+    out = Path(_OUT.value) if _OUT.value else folder / "gate_plan.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     gate_plan.save(out)
     print(report(gate_plan))

@@ -1,5 +1,8 @@
 """Evaluates on the test clips: `skipconv eval --config hrnet_synthetic`.
 
+Or a trained network of your own on a video: `skipconv eval --onnx FILE --preset yolox --video FILE`
+compares it skipped with itself dense: AP of its detections against the dense ones, error, cost.
+
 Prints the task's figures (PCK per joint, AP, top-1), GMAC per frame dense and skipped, and firing
 per stage; writes them to `<workdir>/eval.json` and `eval.md`. Without `--checkpoint` it compares
 the dense phase, run dense, with the gated phase, run skipped. `--splits=1,2,3` evaluates the runs
@@ -14,7 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from skipconv_jax.commands import common
+from skipconv_jax.commands import agreement, brought, common
 from skipconv_jax.commands.baselines import evaluate_baseline
 from skipconv_jax.commands.evaluate import (
     Result,
@@ -25,13 +28,16 @@ from skipconv_jax.commands.evaluate import (
     write,
 )
 from skipconv_jax.config import set_gate
+from skipconv_jax.ops import POLICY_NAMES
 from skipconv_jax.plans import ENGINES
+from skipconv_jax.streaming.sources import open_source
 from skipconv_jax.tasks import DENSE, GATED, build
 from skipconv_jax.viz.charts import stage_chart
 
-USAGE = "--config FILE [--checkpoint PATH] [--gate NAME] [--json]"
+USAGE = "(--config FILE [--checkpoint PATH] | --onnx FILE --video FILE) [--gate NAME] [--json]"
 
 flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(brought)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
 _JSON = flags.DEFINE_bool("json", False, "print JSON instead of the table")
 _BASELINE = flags.DEFINE_string(
@@ -39,6 +45,12 @@ _BASELINE = flags.DEFINE_string(
 )
 _ENGINE = flags.DEFINE_enum(
     "engine", "auto", [*ENGINES, "xla"], "what runs the skipped network, as for `skipconv stream`"
+)
+_VIDEO = flags.DEFINE_string("video", None, "video for --onnx or --fn: agreement with the dense")
+_FRAMES = flags.DEFINE_integer("frames", 120, "most frames of --video, 0 for all", lower_bound=0)
+_START = flags.DEFINE_integer("start", 0, "first frame of --video", lower_bound=0)
+_POLICY = flags.DEFINE_enum(
+    "policy", "closed_loop", POLICY_NAMES, "of --onnx or --fn: what residuals are taken against"
 )
 _KEY = flags.DEFINE_integer("key_interval", 10, "frames between its key frames", lower_bound=1)
 
@@ -81,9 +93,26 @@ def _splits(config: ConfigDict, splits: Sequence[int]) -> None:
     print(json.dumps(saved, indent=1) if _JSON.value else text)
 
 
+def _agreement() -> None:
+    """Compares a network the user brings with itself, dense."""
+    if _VIDEO.value is None:
+        raise ValueError(
+            "`video` (=None) must be a video or a folder of images for --onnx or --fn."
+        )
+    experiment, weights = brought.experiment(common.gate_flags(), _POLICY.value)
+    found = agreement.compare(
+        experiment, weights, open_source(_VIDEO.value), _FRAMES.value, _START.value
+    )
+    agreement.write(found, brought.workdir())
+    print(json.dumps(found.to_dict(), indent=1) if _JSON.value else agreement.report(found))
+
+
 def main(argv: Sequence[str]) -> int:
     """Evaluates, prints and returns the exit code."""
     common.no_arguments(argv)
+    if brought.named():
+        _agreement()
+        return 0
     config = set_gate(common.CONFIG.value, *common.gate_flags())
     if common.splits():
         _splits(config, common.splits())

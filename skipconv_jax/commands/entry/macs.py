@@ -5,17 +5,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from skipconv_jax import config, tasks
+from skipconv_jax import config, macs, tasks
+from skipconv_jax.tasks.given.experiment import configuration, from_onnx, given
+
+
+def _table(options: argparse.Namespace) -> macs.Table:
+    if options.config:
+        return tasks.build(config.load(options.config)).table()
+    network = from_onnx(options.onnx, options.size and tuple(options.size))
+    return given(network, "raw", None, configuration(network)).table()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table, writes it as JSON if asked; returns the exit code."""
     parser = argparse.ArgumentParser("skipconv macs", description=__doc__)
-    parser.add_argument("--config", required=True, help="configs/x.py or configs/x.py:argument")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--config", help="configs/x.py or configs/x.py:argument")
+    which.add_argument("--onnx", help="an ONNX file with one image as input")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="where it is free")
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     options = parser.parse_args(arguments)
     try:
-        table = tasks.build(config.load(options.config)).table()
+        table = _table(options)
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(table.to_json() + "\n", encoding="utf-8")

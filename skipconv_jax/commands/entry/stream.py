@@ -1,5 +1,7 @@
 """Streams a video through a skipped network: `skipconv stream VIDEO --config NAME`.
 
+Or through a trained one of your own: `skipconv stream VIDEO --onnx FILE --preset yolox`.
+
 VIDEO is a video file, a folder of images, `labels.json[#name]`, a COCO-style file beside them, or
 `module:object`, a source of your own (`streaming.sources.FrameSource`).
 Writes the annotated video, JSON lines per frame, a chart and a contact sheet. `--gate=input_norm`
@@ -9,21 +11,23 @@ needs no trained gates.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from skipconv_jax.commands import common
+from skipconv_jax.commands import brought, common
 from skipconv_jax.commands.evaluate import with_gates
 from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.config import set_gate
 from skipconv_jax.ops import POLICY_NAMES
 from skipconv_jax.plans import ENGINES
 from skipconv_jax.streaming.sources import open_source
-from skipconv_jax.tasks import build
+from skipconv_jax.tasks import Experiment, build
 
-USAGE = "VIDEO --config FILE [--checkpoint PATH] [--gate NAME]"
+USAGE = "VIDEO (--config FILE [--checkpoint PATH] | --onnx FILE [--preset NAME]) [--gate NAME]"
 
 flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(brought)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
 _OUT = flags.DEFINE_string("out", None, "folder to write to (default <workdir>/stream/<VIDEO>)")
 _PIECE = flags.DEFINE_integer(
@@ -62,6 +66,19 @@ def _box() -> tuple[float, float, float, float] | None:
     return x1, y1, x2, y2
 
 
+def _trained() -> tuple[Experiment, str, dict[str, Any], Path]:
+    """The network with its weights, their label, and where results go."""
+    if name := brought.named():
+        given, weights = brought.experiment(common.gate_flags(), _POLICY.value)
+        return given, name, weights, brought.workdir()
+    config = set_gate(common.CONFIG.value, *common.gate_flags())
+    with config.unlocked():
+        config.skip.policy = _POLICY.value
+    experiment = build(config)
+    spec = _CHECKPOINT.value or common.newest_phase(common.workdir())
+    return experiment, *common.load_weights(experiment, spec), common.workdir()
+
+
 def main(argv: Sequence[str]) -> int:
     """Streams, prints the summary and returns the exit code."""
     if len(argv) != 2:
@@ -80,13 +97,8 @@ def main(argv: Sequence[str]) -> int:
         _BOUND.value,
         _ENGINE.value,
     )
-    config = set_gate(common.CONFIG.value, *common.gate_flags())
-    with config.unlocked():
-        config.skip.policy = _POLICY.value
-    experiment = build(config)
-    spec = _CHECKPOINT.value or common.newest_phase(common.workdir())
-    label, weights = common.load_weights(experiment, spec)
-    out = Path(_OUT.value) if _OUT.value else common.workdir() / "stream" / source.path.stem
+    experiment, label, weights, folder = _trained()
+    out = Path(_OUT.value) if _OUT.value else folder / "stream" / source.path.stem
     summary = stream(experiment, with_gates(experiment, weights), source, out, settings)
     print(json.dumps({"weights": label, "out": str(out), **summary}, indent=1))
     return 0

@@ -1,0 +1,84 @@
+"""Flags of a network that the user brings (`--onnx`, `--fn`) and the experiment they mean."""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from skipconv_jax.commands import common
+from skipconv_jax.entries import find
+from skipconv_jax.tasks.given.experiment import (
+    TASKS,
+    GivenExperiment,
+    Network,
+    configuration,
+    from_onnx,
+    given,
+)
+
+ONNX = flags.DEFINE_string("onnx", None, "ONNX file of a trained network, instead of --config")
+FN = flags.DEFINE_string(
+    "fn", None, "module:function that returns (variables, fn) of a trained network"
+)
+TASK = flags.DEFINE_enum("task", None, TASKS, "what it is for: detection with a preset, else raw")
+PRESET = flags.DEFINE_string("preset", None, "yolox, fastestdet, or module:object of your own")
+SIZE = flags.DEFINE_list("size", None, "height,width of its input where the file leaves it free")
+
+
+def named() -> str | None:
+    """What the user brings; None where a configuration says it.
+
+    Raises:
+      ValueError: both a file and a function.
+    """
+    if ONNX.value and FN.value:
+        raise ValueError(f"`onnx` (={ONNX.value}) and `fn` (={FN.value}) exclude each other.")
+    given_name: str | None = ONNX.value or FN.value
+    return given_name
+
+
+def workdir() -> Path:
+    """`--workdir`, or runs/<name of the file or function>."""
+    if common.WORKDIR.value:
+        return Path(common.WORKDIR.value)
+    name = Path(ONNX.value).stem if ONNX.value else str(FN.value).replace(":", "_")
+    return Path("runs") / name
+
+
+def _size() -> tuple[int, int] | None:
+    if SIZE.value is None:
+        return None
+    try:
+        height, width = (int(side) for side in SIZE.value)
+    except ValueError as error:
+        raise ValueError(f"`size` (={SIZE.value}) must be two integers height,width.") from error
+    return height, width
+
+
+def _network() -> Network:
+    size = _size()
+    if ONNX.value:
+        return from_onnx(ONNX.value, size)
+    if size is None:
+        raise ValueError("`size` (=None) must be height,width of the input of --fn.")
+    where = str(FN.value)
+    variables, fn = find(where, "fn")()
+    return Network(fn, variables, size, where)
+
+
+def experiment(
+    gate: tuple[str | None, float | None, int | None] = (None, None, None), policy: str = ""
+) -> tuple[GivenExperiment, dict[str, Any]]:
+    """The experiment and its weights.
+
+    Args:
+      gate: `--gate`, `--threshold` and `--block`, None for the safe defaults.
+      policy: of all convolutions; the drift-free one by default.
+
+    Raises:
+      ValueError: a network, task or preset that don't fit.
+    """
+    network = _network()
+    config = configuration(network, gate, policy)
+    task = TASK.value or ("detection" if PRESET.value else "raw")
+    return given(network, task, PRESET.value, config), {"model": network.variables, "gates": {}}

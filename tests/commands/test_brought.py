@@ -1,0 +1,114 @@
+"""`--onnx` in the commands: a small detector from file to annotated video, agreement and table."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+
+from skipconv_jax.commands import agreement, cli
+from skipconv_jax.commands.stream import Settings, stream
+from skipconv_jax.streaming.sources import Source
+from skipconv_jax.tasks.given.experiment import (
+    configuration,
+    from_onnx,
+    given,
+)
+from tests.onnx.graphs import model, node
+
+SIZE = (32, 64)
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A file that finds bright squares, in FastestDet's layout: cells of 16, a class, a fixed size.
+
+    Objectness and class are the mean brightness of a cell.
+    """
+    bright = np.full((2, 3, 16, 16), 1 / 768, np.float32)
+    spread = np.zeros((85, 2, 1, 1), np.float32)
+    spread[0, 0], spread[5 + 3, 1] = 1, 1
+    nodes = [
+        node("Conv", ["x", "bright.weight"], ["cells"], strides=[16, 16]),
+        node("Conv", ["cells", "spread.weight"], ["y"]),
+    ]
+    weights = {"bright.weight": bright, "spread.weight": spread}
+    path = tmp_path_factory.mktemp("onnx") / "squares.onnx"
+    path.write_bytes(model(nodes, weights, (1, 3, "h", "w")).SerializeToString())
+    return path
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """A folder of 8 frames: a white square that stays on its cell and then jumps to another."""
+    folder = tmp_path_factory.mktemp("frames")
+    for t in range(8):
+        frame = np.zeros((*SIZE, 3), np.uint8)
+        left = 16 if t < 5 else 32
+        frame[:16, left : left + 16] = 255
+        assert cv2.imwrite(str(folder / f"{t:02}.png"), frame)
+    return folder
+
+
+def _experiment(detector, threshold=1e-2):
+    network = from_onnx(str(detector), SIZE)
+    config = configuration(network, (None, threshold, 1))
+    return given(network, "detection", "fastestdet", config), network
+
+
+def test_streams_to_an_annotated_video(detector, video, tmp_path):
+    experiment, network = _experiment(detector)
+    params, _ = experiment.net().init(network.variables, experiment.frame())
+    summary = stream(experiment, params, Source(str(video)), tmp_path, Settings(piece=4))
+    rows = [json.loads(line) for line in (tmp_path / "frames.jsonl").read_text().splitlines()]
+    assert [row["labels"] for row in rows] == [["motorcycle"]] * 8
+    # Half of the frame's width and height around the middle of the cell's upper left corner.
+    assert rows[0]["boxes"][0] == pytest.approx([0, 0, 32, 8], abs=0.5)
+    assert rows[7]["boxes"][0] == pytest.approx([16, 0, 48, 8], abs=0.5)
+    assert rows[0]["gmac"] > 0
+    assert [row["gmac"] for row in rows[1:5]] == [0] * 4
+    assert 0 < rows[5]["gmac"] < rows[0]["gmac"]
+    assert summary["reduction"] > 4
+    for name in ("annotated.mp4", "chart.png", "sheet.png"):
+        assert (tmp_path / name).stat().st_size > 100
+
+
+def test_agreement_falls_where_change_is_missed(detector, video):
+    kept, missed = (
+        agreement.compare(
+            _experiment(detector, threshold)[0],
+            {"model": from_onnx(str(detector), SIZE).variables, "gates": {}},
+            Source(str(video)),
+            0,
+            0,
+        )
+        for threshold in (1e-2, 1e6)
+    )
+    assert kept.ap == pytest.approx(1.0)
+    assert kept.error == pytest.approx(0, abs=1e-6)
+    assert kept.objects == kept.frames == 8
+    assert 1 < kept.dense_gmac / kept.gmac < 8
+    # Nothing but the first frame is computed: the three frames after the jump are wrong.
+    assert missed.dense_gmac / missed.gmac == pytest.approx(8)
+    assert missed.ap < 0.7
+    assert missed.worst > 1
+
+
+def test_macs_of_a_file(detector, capsys):
+    assert cli.main(["macs", "--onnx", str(detector), "--size", "32", "64"]) == 0
+    assert "bright.weight" in capsys.readouterr().out
+    assert cli.main(["macs", "--onnx", str(detector)]) == 2
+    assert "leaves axis 2 ('h'), 3 ('w') free" in capsys.readouterr().err
+
+
+def test_tasks_and_presets_that_do_not_fit(detector):
+    network = from_onnx(str(detector), SIZE)
+    config = configuration(network)
+    with pytest.raises(ValueError, match="must be one of detection, raw"):
+        given(network, "depth", None, config)
+    with pytest.raises(ValueError, match="must be given for detection"):
+        given(network, "detection", None, config)
+    with pytest.raises(ValueError, match="must be given for detection, and not for 'raw'"):
+        given(network, "raw", "yolox", config)

@@ -1,0 +1,3 @@
+"""PyTorch, torchvision and timm, as the tests of the models take them."""
+
+from tests.models.conftest import timm, torch, torchvision  # noqa: F401

@@ -150,6 +150,11 @@ def test_a_size_that_is_not_the_file_s_is_refused(tmp_path):
         CocoVideos(tmp_path, file)
 
 
+def test_sizes_written_as_decimals_are_sizes(tmp_path):
+    file = _set(tmp_path, [{"id": 1, "file_name": "a.png", "width": 30.0, "height": 20.0}])
+    assert CocoVideos(tmp_path, file).lengths == [1]
+
+
 def _objects():
     array = np.empty(2, object)
     array[:] = [1, "a"]

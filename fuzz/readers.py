@@ -254,22 +254,19 @@ def _read_metrics(folder: Path) -> Any:
 
 
 def _saved_plan(folder: Path) -> None:
-    import jax
-    import jax.numpy as jnp
+    from skipconv_jax.plans.skc_file import MaskDesc, SavedPlan, TensorDesc, write
 
-    from skipconv_jax import skip
-    from skipconv_jax.plans.native import compile_plan
-
-    def net(variables: Any, x: jax.Array) -> jax.Array:
-        dims = ("NHWC", "HWIO", "NHWC")
-        return jax.nn.relu(
-            jax.lax.conv_general_dilated(x, variables["k"], (1, 1), "SAME", dimension_numbers=dims)
-        )
-
-    x = jnp.ones((1, 8, 8, 4))
-    skipped = skip(net)
-    params, _ = skipped.init({"k": jnp.ones((3, 3, 4, 8))}, x)
-    compile_plan(skipped, params, x).save(folder / "net.skc")
+    rng = np.random.default_rng(0)
+    saved = SavedPlan(
+        words=rng.integers(0, 99, 40).astype(np.int32),
+        weights=rng.normal(size=64).astype(np.float32),
+        gates=np.ones(3, np.float32),
+        inputs=(TensorDesc("x", (8, 8, 4), (0, 1, 2)),),
+        outputs=(TensorDesc("y", (8, 8, 8), (0, 1, 2)),),
+        masks=(MaskDesc("conv", 0, (2, 2)),),
+        meta={"keep_outputs": True, "rules": [1, {"a": "b"}]},
+    )
+    write(folder / "net.skc", saved)
 
 
 def _read_saved_plan(folder: Path) -> Any:
@@ -307,7 +304,7 @@ def readers() -> list[Reader]:
     except ImportError:
         pass
     try:
-        from skipconv_jax.plans import skc_file  # type: ignore[attr-defined]  # noqa: F401
+        from skipconv_jax.plans import skc_file  # noqa: F401  (there or not)
 
         found.append(Reader("saved plan", _saved_plan, _read_saved_plan, "net.skc"))
     except ImportError:

@@ -18,7 +18,6 @@ MAX_BYTES = 1 << 30
 
 Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-Side = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 # Constraints refuse NaN and infinity too, which Python's JSON writes and reads.
 Finite = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]

@@ -68,7 +68,7 @@ def test_every_seed_gives_the_same_input_again(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"layers": 1.5}, {"layers": {"conv1": []}}, {"notes": []},
+    [{"layers": 1.5}, {"layers": {"conv1": []}}, {"notes": []}, {"policy": "a" * 5000},
      {"layers": {"conv1": {"kernel": {}}}},
      {"layers": {"conv1": {"kernel": [3], "gate": {"name": "input_norm", "threshold": 1e999}}}}],
 )  # fmt: skip
@@ -77,7 +77,7 @@ def test_gate_plans_with_lists_for_dictionaries(tmp_path, change):
     (tmp_path / "plan.json").write_text(json.dumps({**plan, **change}))
     with pytest.raises(ValueError, match=r"`gate plan`.*\$\.") as caught:
         GatePlan.load(tmp_path / "plan.json")
-    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("line", [b"\xff\xfe", b'{"loss": 1}', b"5", b"[]", b'{"step": "x"}'])

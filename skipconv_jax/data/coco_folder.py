@@ -24,7 +24,7 @@ from skipconv_jax.data import images as image_files
 from skipconv_jax.data.clips import PoseClip
 from skipconv_jax.data.labelled_videos import BoxTrack, VideoWindow, make_track
 from skipconv_jax.data.skeleton import JOINTS
-from skipconv_jax.json_files import Finite, Int32, JsonError, Side
+from skipconv_jax.json_files import Finite, Int32, JsonError, Positive
 
 # Category to the columns of its keypoints that are our joints (-1: missing), and their number.
 Columns = dict[int, tuple[list[int], int]]
@@ -35,8 +35,9 @@ class ImageEntry(msgspec.Struct, frozen=True):
 
     id: int
     file_name: str
-    height: Side | None = None
-    width: Side | None = None
+    # Exporters that go through tables of numbers write 480.0.
+    height: Positive | None = None
+    width: Positive | None = None
     video_id: int | str | None = None
     video: int | str | None = None
     frame_id: Finite | None = None
@@ -190,7 +191,8 @@ def _image(folder: Path, file: Path, entry: ImageEntry) -> _Image:
         stored = head
         if given != (head.height, head.width):
             raise ValueError(
-                f"{file}: image {entry.id} has `height`, `width` (={given}); {path} has "
+                f"{file}: image {entry.id} has `height`, `width` (=({given[0]:g}, "
+                f"{given[1]:g})); {path} has "
                 f"{head.shown}. The annotations would not fit it."
             )
     video = entry.video_id if entry.video_id is not None else entry.video

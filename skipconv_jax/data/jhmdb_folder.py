@@ -107,7 +107,13 @@ class JhmdbFolder:
         wanted = str(PARTS.index(part) + 1)
         names = []
         for action, file in files:
-            for line_number, line in enumerate(file.read_text().splitlines(), 1):
+            try:
+                lines = file.read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{file}, byte {error.start}, must be text: fetch it again."
+                ) from error
+            for line_number, line in enumerate(lines, 1):
                 words = line.split()
                 if not words:
                     continue

@@ -129,14 +129,14 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[tuple[str, str], Item] = {}
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = path.read_bytes().splitlines() if path.is_file() else []
         for line in lines:
             try:
                 entry = json.loads(line)
                 item = Item(entry["name"], entry["frames"], [tuple(p) for p in entry["problems"]])
-            except (ValueError, KeyError):
+                self._known[item.name, entry["fingerprint"]] = item
+            except (ValueError, LookupError, TypeError):
                 continue
-            self._known[item.name, entry["fingerprint"]] = item
         path.parent.mkdir(parents=True, exist_ok=True)
         # Begins on a line of its own, whatever the last run left.
         with path.open("a") as file:
@@ -323,7 +323,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         path = prepare(**vars(args))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     generated = (args.manual_dir / NOTE).is_file()

@@ -5,7 +5,6 @@ records of every TFDS split, so that names and lengths are known before any reco
 """
 
 import dataclasses
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from skipconv_jax import json_files
 from skipconv_jax.extras import required
 
 with required():
@@ -82,7 +82,7 @@ class Records:
 
     def __init__(self, path: Path, keep: int = 8) -> None:
         self.path = path
-        self.metadata = json.loads((path / "metadata.json").read_text())
+        self.metadata = json_files.read(path / "metadata.json", dict[str, Any])
         self._builder = tfds.builder_from_directory(path)
         self._sources: dict[str, Any] = {}
         self._recent: OrderedDict[tuple[str, int], Record] = OrderedDict()

@@ -5,7 +5,7 @@ import glob
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -150,15 +150,18 @@ class GatePlan:
             ) from error
 
 
+_Name = Annotated[str, msgspec.Meta(max_length=80)]
+
+
 class _Layer(msgspec.Struct, frozen=True):
     kernel: tuple[json_files.Count, ...]
     # A gate's class checks its own numbers; here they are numbers, and finite.
-    gate: dict[str, json_files.Int32 | json_files.Finite | bool | str | None] | None
+    gate: dict[str, json_files.Int32 | json_files.Finite | bool | _Name | None] | None
 
 
 class _File(msgspec.Struct, frozen=True):
-    format: str
-    policy: str
+    format: _Name
+    policy: _Name
     notes: dict[str, Any]
     layers: dict[str, _Layer]
 

@@ -1,6 +1,7 @@
 """Files made to break readers: one line each, in bounded memory and time."""
 
 import json
+import shutil
 import struct
 import zlib
 
@@ -13,6 +14,8 @@ from skipconv_jax import json_files
 from skipconv_jax.data import mat_files
 from skipconv_jax.data.coco_folder import CocoFolder, CocoVideos, Pictures, read_pose_clips
 from skipconv_jax.data.folders import Note
+from skipconv_jax.data.jhmdb_folder import JhmdbFolder
+from skipconv_jax.data.prepare import Journal
 from skipconv_jax.data.ua_detrac_folder import parse_annotations
 
 PERSON = {"id": 1, "name": "person", "keypoints": ["left_shoulder", "right_shoulder"]}
@@ -148,6 +151,23 @@ def test_a_size_that_is_not_the_file_s_is_refused(tmp_path):
     file = _set(tmp_path, [{"id": 1, "file_name": "a.png", "width": 31, "height": 20}])
     with pytest.raises(ValueError, match=r"image 1 has `height`, `width` \(=\(20, 31\)\)"):
         CocoVideos(tmp_path, file)
+
+
+def test_sizes_written_as_decimals_are_sizes(tmp_path):
+    file = _set(tmp_path, [{"id": 1, "file_name": "a.png", "width": 30.0, "height": 20.0}])
+    assert CocoVideos(tmp_path, file).lengths == [1]
+
+
+def test_lists_and_journals_that_are_no_text(synthetic_root, tmp_path):
+    shutil.copytree(synthetic_root, tmp_path / "set")
+    file = next((tmp_path / "set" / "splits").iterdir())
+    file.write_bytes(file.read_bytes() + b"\xb3.avi 1\n")
+    number = int(file.stem[-1])
+    with pytest.raises(ValueError, match=r"_test_split\d\.txt, byte \d+, must be text"):
+        JhmdbFolder(tmp_path / "set").split("train", number)
+    journal = tmp_path / "journal.jsonl"
+    journal.write_bytes(b'\xff\n5\n{"name": [], "frames": 1, "problems": [], "fingerprint": "x"}\n')
+    assert Journal(journal).find("a", "x") is None
 
 
 def _objects():

@@ -13,8 +13,10 @@ from skipconv_jax.native import build
 from tests.native.emulation import Case, random_case
 
 _FLAGS = ["-std=c++17", "-O1", "-g1", "-pthread", "-Wno-psabi", "-ffp-contract=fast"]
-_SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-_CASES = 300
+# `python -m fuzz sanitize` runs other kinds, and more.
+_KIND = os.environ.get("SANITIZE", "address,undefined")
+_SANITIZE = [f"-fsanitize={_KIND}", "-fno-sanitize-recover=all"]
+_CASES = int(os.environ.get("SANITIZED_PROGRAMS", "300"))
 
 
 def _instruction_set() -> tuple[str, int, tuple[str, ...]]:

@@ -137,9 +137,9 @@ def _array(path: Path, key: str, value: Any) -> np.ndarray:
 
 def _check_expansion(path: Path) -> None:
     """PyTorch stores its values as they are: an archive that expands was not written by it."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             expanded = sum(info.file_size for info in archive.infolist())
     except (zipfile.BadZipFile, NotImplementedError, ValueError):

@@ -59,3 +59,13 @@ def test_an_archive_that_expands_is_refused(tmp_path):
         archive.writestr("x/data.pkl", b"\0" * (8 << 20))
     with pytest.raises(ValueError, match=r"expands to 8388608"):
         load_state(tmp_path / "x.pth")
+
+
+def test_an_archive_in_parts_is_refused(tmp_path):
+    torch.save({"x": torch.ones(2)}, tmp_path / "x.pth")
+    data = bytearray((tmp_path / "x.pth").read_bytes())
+    at = data.index(b"PK\x06\x07")
+    data[at + 16] = 7  # disks in all
+    (tmp_path / "x.pth").write_bytes(data)
+    with pytest.raises(ValueError, match="weights-only loader refused"):
+        load_state(tmp_path / "x.pth")

@@ -19,5 +19,6 @@ def find(where: str, argument: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"`{argument}` (={where!r}) must be `module:object` that can be imported here: {error}."
+            f"`{argument}` (={where!r}) must be `module:object` that can be imported here: "
+            f"{error}. A file of yours is found if PYTHONPATH names its folder."
         ) from error

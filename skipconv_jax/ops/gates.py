@@ -60,7 +60,9 @@ def _check_block(gate: Any) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _NormGate:
+class NormGate:
+    """A gate that compares a norm with a threshold; a subclass has `scores` alone."""
+
     threshold: float = 1e-2
     block: int = 8
     reduction: str = "mean"
@@ -111,7 +113,7 @@ def support_norm(residual: jax.Array, conv: Conv, reduction: str) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class InputNormGate(_NormGate):
+class InputNormGate(NormGate):
     r"""Input-Norm gate, Eq. 5: g = round(sigmoid(||r_t|| - eps)) on each kernel support.
 
     The paper writes l1 sums; its published threshold (1e-2, shared by all layers) only makes sense
@@ -132,7 +134,7 @@ class InputNormGate(_NormGate):
 
 
 @dataclasses.dataclass(frozen=True)
-class OutputNormGate(_NormGate):
+class OutputNormGate(NormGate):
     r"""Output-Norm gate, Eq. 7: g = round(sigmoid(||w|| ||r_t|| - eps)).
 
     Young's inequality (Eq. 6) makes ||w|| ||r_t|| a bound on ||w * r_t|| without the convolution.
@@ -157,7 +159,7 @@ class OutputNormGate(_NormGate):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvNormGate(_NormGate):
+class ConvNormGate(NormGate):
     r"""Exact gate, Eq. 4: g = round(sigmoid(||w * r_t|| - eps)), over output channels.
 
     It needs the convolution it would save: an upper bound for studies, not for speed.

@@ -138,7 +138,8 @@ class Experiment(abc.ABC):
         """The network as it trains: `(variables, frames) -> (outputs, statistics)`.
 
         Args:
-          batch_norm: 'train' takes and updates the batch's statistics, 'frozen' the running ones.
+          batch_norm: 'train' takes and updates the batch's statistics, 'frozen' the running ones;
+            a network that is no Flax module has none.
 
         Raises:
           ValueError: neither of these.
@@ -150,7 +151,7 @@ class Experiment(abc.ABC):
             stats = {k: v for k, v in variables.items() if k != "params"}
             x = normalize(frames)
             outputs: Any
-            if batch_norm == "frozen":
+            if batch_norm == "frozen" or not isinstance(self.model, nn.Module):
                 outputs = self.model.apply(variables, x)
                 return outputs, stats
             outputs, new = self.model.apply(variables, x, train=True, mutable=list(stats))

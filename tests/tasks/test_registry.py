@@ -8,6 +8,9 @@ import pytest
 
 from skipconv_jax import config as configs
 from skipconv_jax import tasks
+from skipconv_jax.commands.common import load_weights
+from skipconv_jax.commands.evaluate import evaluate_dense, evaluate_skipped, report
+from skipconv_jax.commands.train import train
 from skipconv_jax.tasks import registry
 
 OWN = '''
@@ -17,6 +20,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from skipconv_jax.tasks import Experiment
 from skipconv_jax.tasks.registry import make_model
@@ -37,22 +41,59 @@ class Brightness:
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
 
 
+class Loss:
+    def losses(self, outputs, targets):
+        error = outputs.mean((-3, -2, -1)) - targets["brightness"]
+        return {"square": jnp.mean(error * error)}
+
+
+class Batches:
+    def __init__(self, shape, seed):
+        self.shape, self.seed, self.drawn = shape, seed, 0
+
+    def __iter__(self): return self
+
+    def __next__(self):
+        self.drawn += 1
+        draw = np.random.default_rng((self.seed, self.drawn))
+        frames = draw.integers(0, 255, self.shape, np.uint8)
+        return {"frames": frames, "brightness": (frames.mean((2, 3, 4)) / 255).astype(np.float32)}
+
+    def get_state(self): return {"drawn": self.drawn}
+    def set_state(self, state): self.drawn = state["drawn"]
+
+
+class Scorer:
+    def __init__(self): self.errors = []
+
+    def update(self, seen, batch):
+        self.errors += np.abs(np.asarray(seen) - batch["brightness"])[batch["valid"]].tolist()
+
+    def result(self): return {"error": float(np.mean(self.errors))}
+
+
 class BrightnessExperiment(Experiment):
-    figures = (("mean", "mean"),)
+    figures = (("error", "mean error"),)
     head = ()
 
-    def clips(self, part): return []
-    def first(self, clips, count): return clips
+    def clips(self, part): return [0]
+    def first(self, clips, count): return clips[: count or None]
     def steps_per_epoch(self, clips, recipe): return 1
-    def train_batches(self, clips, recipe, seed): return iter(())
-    def test_batches(self, clips, length): return iter(())
-    def read(self, outputs): return outputs.mean((1, 2, 3))
-    def scorer(self): raise NotImplementedError
+
+    def train_batches(self, clips, recipe, seed):
+        return Batches((recipe.batch, recipe.clip_length, *self.size, 3), seed)
+
+    def test_batches(self, clips, length):
+        batch = next(Batches((self.config.eval.batch, length, *self.size, 3), 9))
+        yield batch | {"valid": np.ones(batch["brightness"].shape, bool)}
+
+    def read(self, outputs): return outputs.mean((-3, -2, -1))
+    def scorer(self): return Scorer()
     def view(self, box, min_score): raise NotImplementedError
 
 
 def build(config):
-    return BrightnessExperiment(config, make_model(config, {"brightness": Brightness}), None)
+    return BrightnessExperiment(config, make_model(config, {"brightness": Brightness}), Loss())
 
 
 def nothing(config):
@@ -96,6 +137,24 @@ def test_a_task_of_one_s_own_is_skipped_and_counted(own, name):
         experiment.phase("flow", None)
     with pytest.raises(ValueError, match="which has none"):
         experiment.baseline("interleaved", 2)
+
+
+def test_a_task_of_one_s_own_is_trained_and_evaluated(own, tmp_path):
+    config = _config("own_task:build", {"name": "brightness", "width": 2})
+    config.dense.update({"steps": 2, "batch": 2, "clip_length": 2})
+    config.gated.update({"steps": 1, "batch": 2, "clip_length": 2})
+    config.eval.update({"batch": 2, "reset_every": 3})
+    with jax.numpy_dtype_promotion("standard"):
+        train(config, tmp_path)
+        experiment = tasks.build(config)
+        _, dense = load_weights(experiment, tmp_path / "dense")
+        plain = evaluate_dense(experiment, dense["model"], [0], "dense")
+        always = tasks.build(configs.set_gate(config, "always", None, 2))
+        exact = evaluate_skipped(always, dense, [0], "always")
+    assert plain.frames == exact.frames == 6
+    assert exact.scores == pytest.approx(plain.scores, rel=1e-5)
+    assert exact.gmac == pytest.approx(plain.gmac)
+    assert "mean error" in report(experiment, [plain, exact])
 
 
 @pytest.mark.parametrize(

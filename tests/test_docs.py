@@ -1,5 +1,6 @@
 """What README and docs show runs as printed; what is long or needs data names things that exist."""
 
+import functools
 import importlib.util
 import re
 import shlex
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 
+import jax
 import pytest
 
 from skipconv_jax.commands.cli import COMMANDS
@@ -36,8 +38,10 @@ def _with(pattern):
 )
 def test_the_programs_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for code in EXECUTED.findall(page.read_text(encoding="utf-8")):
-        exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
+    # As a reader's process would run them.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for code in EXECUTED.findall(page.read_text(encoding="utf-8")):
+            exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out or "print(" not in code
 
 
@@ -52,10 +56,7 @@ def _flags(command):
 
 @pytest.fixture(scope="module")
 def flags():
-    known = {}
-    return lambda command: known.setdefault(command, None) or known.update(
-        {command: _flags(command)}
-    ) or known[command]
+    return functools.cache(_flags)
 
 
 def _commands():
@@ -67,7 +68,7 @@ def _commands():
                     yield pytest.param(parts, id=f"{_name(page)}: {' '.join(parts)[:60]}")
 
 
-@pytest.mark.parametrize("parts", list(dict.fromkeys(map(lambda p: p, _commands()))))
+@pytest.mark.parametrize("parts", list(_commands()))
 def test_the_commands_exist(parts, flags):
     program, *rest = parts
     if program == "make":

@@ -14,7 +14,7 @@ from skipconv_jax.ops.gates import Gate, InputNormGate
 from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.ops.masked_conv import implementation_name
 from skipconv_jax.ops.policies import Policy, Previous
-from skipconv_jax.program.walk import Site, Visitor, evaluate, number_of_streams
+from skipconv_jax.program.walk import Site, Visitor, evaluate, find_sites, number_of_streams
 
 NetState = dict[str, SkipState]
 NetParams = dict[str, Any]
@@ -182,15 +182,7 @@ class SkipNet:
         )
 
     def _sites(self, variables: Any, x: Any, args: Sequence[Any]) -> list[Site]:
-        sites: list[Site] = []
-
-        def run(variables: Any, x: Any, args: Sequence[Any]) -> Any:
-            y, found = evaluate(self.fn, variables, x, args, Visitor())
-            sites.extend(found)
-            return y
-
-        jax.eval_shape(run, variables, x, tuple(args))
-        return sites
+        return find_sites(self.fn, variables, x, args)
 
     def _plan(self, sites: Sequence[Site]) -> list[tuple[Site, Rule | None]]:
         """Each convolution with its rule; refuses patterns that match nothing."""

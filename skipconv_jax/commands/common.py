@@ -26,6 +26,9 @@ GATE = flags.DEFINE_enum(
     "gate", None, sorted(configs.GATES), "gate of all convolutions, instead of the config's"
 )
 THRESHOLD = flags.DEFINE_float("threshold", None, "threshold of a norm gate", lower_bound=0)
+NEWEST_WHOLE = flags.DEFINE_bool(
+    "newest_whole", False, "where the newest checkpoint is damaged, take the newest whole one"
+)
 BLOCK = flags.DEFINE_integer("block", None, "side of the blocks that fire together", lower_bound=1)
 SPLITS = flags.DEFINE_list("splits", None, "splits of the data, one run each, e.g. 1,2,3")
 
@@ -146,7 +149,7 @@ def load_weights(experiment: Experiment, spec: str | Path) -> tuple[str, dict[st
             "runs/hrnet_synthetic/gated, or a .pth or .safetensors file; train first with "
             "`python train.py --config ...`."
         )
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder, newest_whole=NEWEST_WHOLE.value)
     step, weights = checkpoints.weights()
     checkpoints.close()
     return f"{folder.parent.name}@{step}", weights

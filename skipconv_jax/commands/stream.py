@@ -336,8 +336,8 @@ class _Sheet:
         self.images: list[np.ndarray] = []
 
     def offer(self, index: int, picture: np.ndarray) -> None:
-        """Keeps the frame if it is one of those."""
-        if index % self._every or len(self.images) >= self._MOST:
+        """Keeps the frame if it is one of those, or the first there is: it may come late."""
+        if self.images and (index % self._every or len(self.images) >= self._MOST):
             return
         if self.images:
             size = self.images[0].shape[1::-1]

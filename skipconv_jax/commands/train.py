@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from skipconv_jax.config import check_unchanged
 from skipconv_jax.tasks import DENSE, GATED, build
 from skipconv_jax.training.loop import Options, run
+from skipconv_jax.training.run_lock import run_lock
 
 PHASES = (DENSE, GATED)
 # Parts of a configuration that may differ between a run and its resumption: they change no result.
@@ -24,7 +25,11 @@ _FREE = (
 
 
 def train(
-    config: ConfigDict, workdir: Path, phases: Sequence[str] = PHASES, resume: bool = False
+    config: ConfigDict,
+    workdir: Path,
+    phases: Sequence[str] = PHASES,
+    resume: bool = False,
+    newest_whole: bool = False,
 ) -> None:
     """Trains `phases` one after the other into `<workdir>/<phase>/`.
 
@@ -40,12 +45,15 @@ def train(
         keep=config.keep_checkpoints,
         tensorboard=config.tensorboard,
         resume=resume,
+        newest_whole=newest_whole,
     )
     for name in phases:
         phase = experiment.phase(name, workdir)
         folder = workdir / name
-        if not any((folder / "checkpoints").glob("[0-9]*")):
-            # Nothing was trained yet: a first try that failed must not bind the next one.
-            (folder / "config.json").unlink(missing_ok=True)
-        check_unchanged(config, folder / "config.json", _FREE)
-        run(phase, workdir, config.seed, options)
+        # The configuration's file belongs to who trains, too.
+        with run_lock(folder):
+            if not any((folder / "checkpoints").glob("[0-9]*")):
+                # Nothing was trained yet: a first try that failed must not bind the next one.
+                (folder / "config.json").unlink(missing_ok=True)
+            check_unchanged(config, folder / "config.json", _FREE)
+            run(phase, workdir, config.seed, options)

@@ -16,7 +16,7 @@ import jax
 import jax.extend.core as jex
 
 from skipconv_jax.compress.kernels import Path
-from skipconv_jax.program.jaxprs import CALLS, CONV, aval
+from skipconv_jax.program.jaxprs import CALLS, CONV, Place, aval, run, trace
 
 Tree = Any
 _ELEMENTWISE = frozenset(
@@ -80,7 +80,7 @@ def find_groups(fn: Callable[..., Any], variables: Tree, x: Any, *args: Any) -> 
       x: a frame, or its shape.
       *args: further arguments of `fn`.
     """
-    closed = jax.make_jaxpr(fn)(variables, x, *args)
+    program, _ = trace(fn, variables, x, *args)
     named = jax.tree_util.tree_leaves_with_path(variables)
     inputs, shapes = [], {}
     for entries, leaf in named:
@@ -91,7 +91,7 @@ def find_groups(fn: Callable[..., Any], variables: Tree, x: Any, *args: Any) -> 
     inputs += [_Value(frame=True) for _ in jax.tree.leaves(x)]
     inputs += [_Value() for _ in jax.tree.leaves(args)]
     walk = _Walk(shapes)
-    outputs = walk.run(closed.jaxpr, [_Value() for _ in closed.consts], inputs)
+    outputs = run(program, inputs, walk)
     walk.lose(outputs)
     return walk.groups()
 
@@ -108,18 +108,10 @@ class _Walk:
         self._lost: set[Path] = set()  # kernels whose output channels can't be followed
         self._spoiled: set[Path] = set()  # variables used in ways that fix their shape
 
-    def run(
-        self, jaxpr: jex.Jaxpr, consts: Sequence[_Value], inputs: Sequence[_Value]
-    ) -> list[_Value]:
-        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
-
-        def read(atom: Any) -> _Value:
-            return _UNIFORM if isinstance(atom, jex.Literal) else env[atom]
-
-        for eqn in jaxpr.eqns:
-            env.update(zip(eqn.outvars, self._equation(eqn, [read(v) for v in eqn.invars]),
-                           strict=True))  # fmt: skip
-        return [read(v) for v in jaxpr.outvars]
+    def constant(self, value: Any, literal: bool) -> _Value:
+        """A number in an equation is the same everywhere; other constants are not looked at."""
+        del value
+        return _UNIFORM if literal else _Value()
 
     def lose(self, values: Sequence[_Value]) -> None:
         """Channels, or variables, that went where they can't be followed."""
@@ -141,11 +133,11 @@ class _Walk:
                 found.append(Group(name, channels, source, vectors, readers))
         return tuple(found)
 
-    def _equation(self, eqn: jex.JaxprEqn, inputs: list[_Value]) -> list[_Value]:
+    def equation(self, eqn: jex.JaxprEqn, inputs: list[_Value], place: Place) -> list[_Value]:
+        """What is known of an equation's results."""
         name = eqn.primitive.name
         if name in CALLS:
-            body = eqn.params[CALLS[name]]
-            return self.run(body.jaxpr, [_Value() for _ in body.consts], inputs)
+            return run(eqn.params[CALLS[name]], inputs, self, place)
         if name == CONV:
             return [self._convolution(eqn, *inputs)]
         if not any(v.source or v.leaves for v in inputs):

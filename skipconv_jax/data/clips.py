@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+
+from skipconv_jax.data import images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,27 +113,24 @@ def all_mirrorable(clips: Sequence[PoseClip]) -> bool:
 
 
 def decode_image(data: bytes, what: str) -> np.ndarray:
-    """Bytes of a PNG or JPEG to `(H, W, 3)` uint8, RGB.
+    """Bytes of an image file to `(H, W, 3)` uint8, RGB, upright; see `data.images`.
 
     Raises:
       ValueError: the bytes are no whole image; `what` names them in the message.
     """
-    if not is_whole_image(data):
-        raise ValueError(f"{what} is no PNG or JPEG, or is cut short; fetch the file again.")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise ValueError(f"{what} cannot be decoded; fetch the file again.")
-    return image
+    return images.decode(data, what)
 
 
 def is_whole_image(data: bytes) -> bool:
-    """Whether the bytes begin and end as a PNG or a JPEG does.
+    """Whether the bytes are an image of a known kind and none of them are missing.
 
     Decoders fill the missing part of a truncated file with grey and say nothing.
     """
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return data.rstrip(b"\0")[-8:-4] == b"IEND" or data[-8:-4] == b"IEND"
-    return data.startswith(b"\xff\xd8") and b"\xff\xd9" in data[-64:]
+    try:
+        images.header(data, "it")
+    except images.ImageError:
+        return False
+    return True
 
 
 def check_frames(
@@ -149,7 +147,7 @@ def check_frames(
             continue
         try:
             found = decode_image(path.read_bytes(), relative).shape[:2]
-        except (ValueError, OSError, cv2.error) as error:
+        except (ValueError, OSError) as error:
             problems.append((relative, str(error)))
             continue
         shape = shape or (found[0], found[1])

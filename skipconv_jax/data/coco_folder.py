@@ -11,22 +11,71 @@ For pose, a category must name its `keypoints` and each image hold at most one p
 
 import dataclasses
 import functools
-import json
-import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Annotated, Any
 
-import cv2
+import msgspec
 import numpy as np
 
+from skipconv_jax import json_files
+from skipconv_jax.data import images as image_files
 from skipconv_jax.data.clips import PoseClip
 from skipconv_jax.data.labelled_videos import BoxTrack, VideoWindow, make_track
 from skipconv_jax.data.skeleton import JOINTS
+from skipconv_jax.json_files import Finite, Int32, JsonError, Side
 
 # Category to the columns of its keypoints that are our joints (-1: missing), and their number.
 Columns = dict[int, tuple[list[int], int]]
+
+
+class ImageEntry(msgspec.Struct, frozen=True):
+    """An entry of `images`."""
+
+    id: int
+    file_name: str
+    height: Side | None = None
+    width: Side | None = None
+    video_id: int | str | None = None
+    video: int | str | None = None
+    frame_id: Finite | None = None
+
+
+class AnnotationEntry(msgspec.Struct, frozen=True):
+    """An entry of `annotations`; which of `bbox` and `keypoints` must be there, the reader says."""
+
+    image_id: int
+    category_id: int
+    id: Any = None
+    bbox: Any = None
+    keypoints: Any = None
+    iscrowd: bool | Annotated[int, msgspec.Meta(ge=0, le=1)] | None = None
+    track_id: Int32 | None = None
+
+
+class CategoryEntry(msgspec.Struct, frozen=True):
+    """An entry of `categories`."""
+
+    id: int
+    name: str
+    keypoints: list[Any] | None = None
+
+
+class Pictures(msgspec.Struct, frozen=True):
+    """What a stream needs of a file: its images."""
+
+    images: list[ImageEntry]
+    annotations: list[AnnotationEntry] = []
+    categories: list[CategoryEntry] = []
+
+
+class Labels(msgspec.Struct, frozen=True):
+    """What training and evaluation need of a file."""
+
+    images: list[ImageEntry]
+    annotations: list[AnnotationEntry]
+    categories: list[CategoryEntry]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +84,16 @@ class _Image:
     path: Path
     video: str
     order: tuple[Any, ...]
-    height: int
+    height: int  # as it is shown
     width: int
+    # Of the file, where its annotations are positions in the pixels as they are stored.
+    stored: image_files.Header | None = None
+
+    def shown(self, points: np.ndarray, edge: float) -> np.ndarray:
+        """Annotated positions `(..., 2)` in the picture as it is shown."""
+        if self.stored is None:
+            return points
+        return image_files.orient_points(points, self.stored, edge)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,59 +105,57 @@ class CocoFolder:
     """
 
     videos: dict[str, list[_Image]]
-    annotations: dict[int, list[dict[str, Any]]]
-    categories: list[dict[str, Any]]
+    annotations: dict[int, list[AnnotationEntry]]
+    categories: list[CategoryEntry]
 
     @classmethod
-    def read(cls, folder: Path | str, file: Path | str) -> "CocoFolder":
-        """Reads `file`, whose `file_name`s are relative to `folder`."""
+    def read(
+        cls, folder: Path | str, file: Path | str, kind: type[Labels] | type[Pictures] = Labels
+    ) -> "CocoFolder":
+        """Reads `file`, whose `file_name`s are relative to `folder`.
+
+        Args:
+          folder: where the images lie.
+          file: the JSON.
+          kind: `Pictures` where annotations and categories may be missing.
+        """
         folder, file = Path(folder), Path(file)
         try:
-            content = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"`file` (={str(file)!r}) must be a COCO-style JSON: {error}."
-            ) from error
-        listed = {name: _entries(file, content, name, keys) for name, keys in _KEYS.items()}
-        images = [_image(folder, file, entry) for entry in listed["images"]]
-        annotations: dict[int, list[dict[str, Any]]] = {image.id: [] for image in images}
+            content = json_files.read(file, kind)
+        except JsonError as error:
+            raise ValueError(_explained(file, error)) from error
+        images = [_image(folder, file, entry) for entry in content.images]
+        annotations: dict[int, list[AnnotationEntry]] = {image.id: [] for image in images}
         if len(annotations) < len(images):
             raise ValueError(f"`file` (={str(file)!r}) must give every image an `id` of its own.")
-        for entry in listed["annotations"]:
-            if entry["image_id"] not in annotations:
+        for entry in content.annotations:
+            if entry.image_id not in annotations:
                 raise ValueError(
-                    f"{file}: annotation {entry.get('id')} names image "
-                    f"{entry['image_id']}, which is not in `images`."
+                    f"{file}: annotation {entry.id} names image {entry.image_id}, which is not in "
+                    "`images`."
                 )
-            annotations[entry["image_id"]].append(entry)
+            annotations[entry.image_id].append(entry)
         videos: dict[str, list[_Image]] = {}
         for image in sorted(images, key=lambda i: (i.video, i.order)):
             videos.setdefault(image.video, []).append(image)
         if not videos:
             raise ValueError(f"`file` (={str(file)!r}) must list at least one image.")
-        return cls(videos, annotations, sorted(listed["categories"], key=lambda c: c["id"]))
+        return cls(videos, annotations, sorted(content.categories, key=lambda c: c.id))
 
 
-_KEYS: dict[str, dict[str, type]] = {
-    "images": {"id": int, "file_name": str},
-    "annotations": {"image_id": int, "category_id": int},
-    "categories": {"id": int, "name": str},
-}
-
-
-def _entries(file: Path, content: Any, name: str, keys: dict[str, type]) -> list[dict[str, Any]]:
-    """One of the JSON's lists, every entry of it with what must be there."""
-    entries = content.get(name) if isinstance(content, dict) else None
-    if not isinstance(entries, list):
-        raise ValueError(f"`file` (={str(file)!r}) must have `{name}`, a list.")
-    for entry in entries:
-        for key, kind in keys.items():
-            if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
-                raise ValueError(
-                    f"{file}: an entry of `{name}` must have `{key}` ({kind.__name__}), unlike "
-                    f"{json.dumps(entry)[:200]}."
-                )
-    return entries
+def _explained(file: Path, error: JsonError) -> str:
+    """What the file must hold, in its own terms, and what is there instead."""
+    missing = re.search(r"missing required field `(\w+)`", error.reason)
+    found = re.fullmatch(r"\$\.(\w+)(?:\[(\d+)\](?:\.(\w+))?)?.*", error.place)
+    field = missing[1] if missing else None
+    if found and found[2] is not None:
+        field = found[3] or field
+        needed = f"have `{field}`" if field else "be an object"
+        return f"{file}: an entry of `{found[1]}` must {needed}: {error}"
+    if field or found or (error.place == "$" and error.reason.startswith("expected")):
+        name = field or (found[1] if found else "images")
+        return f"`file` (={str(file)!r}) must have `{name}`, a list: {error}"
+    return f"`file` (={str(file)!r}) must be a COCO-style JSON: {error}"
 
 
 def _natural(name: str) -> tuple[Any, ...]:
@@ -109,25 +164,40 @@ def _natural(name: str) -> tuple[Any, ...]:
     return tuple((1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts)
 
 
-def _image(folder: Path, file: Path, entry: dict[str, Any]) -> _Image:
-    name = entry["file_name"]
-    path = folder / name
-    if not path.is_file():
-        raise ValueError(f"{file}: image {entry['id']} names {path}, which does not exist.")
-    height, width = entry.get("height"), entry.get("width")
-    if height is None or width is None:
-        picture = cv2.imread(str(path))
-        if picture is None:
-            raise ValueError(f"{path} cannot be decoded.")
-        height, width = picture.shape[:2]
-    video = entry.get("video_id", entry.get("video", str(Path(name).parent)))
-    number = entry.get("frame_id")
-    if not isinstance(number, int | float | None):
+def _inside(folder: Path, file: Path, entry: ImageEntry) -> Path:
+    """The path of an image, which a file may name in its own folder only."""
+    name = entry.file_name
+    parts = PurePosixPath(name).parts + PureWindowsPath(name).parts
+    # On POSIX a drive is a name like any other.
+    absolute = PurePosixPath(name).is_absolute() or Path(name).drive
+    if absolute or ".." in parts or not name or "\0" in name:
         raise ValueError(
-            f"{file}: image {entry['id']} has `frame_id` (={number!r}); it must count."
+            f"{file}: image {entry.id} has `file_name` (={name!r}); it must be a path inside of "
+            f"{folder}, neither absolute nor with '..'."
         )
-    order = (0, number) if number is not None else (1, _natural(name))
-    return _Image(entry["id"], path, str(video), order, int(height), int(width))
+    return folder / name
+
+
+def _image(folder: Path, file: Path, entry: ImageEntry) -> _Image:
+    path = _inside(folder, file, entry)
+    if not path.is_file():
+        raise ValueError(f"{file}: image {entry.id} names {path}, which does not exist.")
+    head = image_files.peek(path)
+    (height, width), stored = head.shown, None
+    given = (entry.height or height, entry.width or width)
+    if given != head.shown:
+        # Positions in the pixels as they are stored: the exporter looked at no orientation.
+        stored = head
+        if given != (head.height, head.width):
+            raise ValueError(
+                f"{file}: image {entry.id} has `height`, `width` (={given}); {path} has "
+                f"{head.shown}. The annotations would not fit it."
+            )
+    video = entry.video_id if entry.video_id is not None else entry.video
+    video = str(PurePosixPath(entry.file_name).parent) if video is None else video
+    number = entry.frame_id
+    order = (0, number) if number is not None else (1, _natural(entry.file_name))
+    return _Image(entry.id, path, str(video), order, height, width, stored)
 
 
 class CocoVideos:
@@ -145,8 +215,8 @@ class CocoVideos:
 
     def __init__(self, folder: Path | str, file: Path | str) -> None:
         parsed = CocoFolder.read(folder, file)
-        self.classes = tuple(str(c["name"]) for c in parsed.categories)
-        self._index = {c["id"]: i for i, c in enumerate(parsed.categories)}
+        self.classes = tuple(c.name for c in parsed.categories)
+        self._index = {c.id: i for i, c in enumerate(parsed.categories)}
         self._videos = list(parsed.videos.items())
         self._tracks = [self._track(images, parsed) for _, images in self._videos]
         self._ignored = [self._regions(images, parsed) for _, images in self._videos]
@@ -154,25 +224,25 @@ class CocoVideos:
     def _track(self, images: list[_Image], parsed: CocoFolder) -> BoxTrack:
         frames = []
         for image in images:
-            entries = [a for a in parsed.annotations[image.id] if not a.get("iscrowd")]
-            boxes = np.array([_edges(a) for a in entries], np.float32).reshape(-1, 4)
+            entries = [a for a in parsed.annotations[image.id] if not a.iscrowd]
+            boxes = np.array([_edges(a, image) for a in entries], np.float32).reshape(-1, 4)
             labels = np.array([self._label(a) for a in entries], np.int32)
-            ids = np.array([a.get("track_id", -1) for a in entries], np.int32)
-            frames.append((boxes, labels, ids))
+            ids = [-1 if a.track_id is None else a.track_id for a in entries]
+            frames.append((boxes, labels, np.array(ids, np.int32)))
         return make_track(frames)
 
     def _regions(self, images: list[_Image], parsed: CocoFolder) -> np.ndarray:
         found = [
-            _edges(a) for image in images for a in parsed.annotations[image.id] if a.get("iscrowd")
+            _edges(a, image) for image in images for a in parsed.annotations[image.id] if a.iscrowd
         ]
         return np.unique(np.array(found, np.float32).reshape(-1, 4), axis=0)
 
-    def _label(self, annotation: dict[str, Any]) -> int:
-        category = annotation["category_id"]
+    def _label(self, annotation: AnnotationEntry) -> int:
+        category = annotation.category_id
         if category not in self._index:
             raise ValueError(
-                f"Annotation {annotation.get('id')} has `category_id` (={category}), which is not "
-                "in `categories`."
+                f"Annotation {annotation.id} has `category_id` (={category}), which is not in "
+                "`categories`."
             )
         return self._index[category]
 
@@ -189,26 +259,55 @@ class CocoVideos:
     def read(self, video: int, times: Sequence[int]) -> VideoWindow:
         """Frames of one video."""
         images = self._videos[video][1]
-        encoded = [images[t].path.read_bytes() for t in times]
+        encoded = [image_files.read(images[t].path) for t in times]
         return VideoWindow(encoded, self._tracks[video].take(times), self._ignored[video])
 
 
-def _edges(annotation: dict[str, Any]) -> list[float]:
-    box: Any = annotation.get("bbox")
+def _edges(annotation: AnnotationEntry, image: _Image) -> list[float]:
+    """x1, y1, x2, y2 in the picture as it is shown; from the keypoints where there is no box."""
+    box: Any = annotation.bbox
+    if box is None and annotation.keypoints:
+        box = _box_of_points(annotation)
     if not _numbers(box, 4) or min(box[2:]) <= 0:
         raise ValueError(
-            f"Annotation {annotation.get('id')} has `bbox` (={box}); it must be [x, y, width, "
-            "height] with positive sides."
+            f"Annotation {annotation.id} has `bbox` (={_short(box)}); it must be [x, y, width, "
+            "height], finite, with positive sides."
         )
     x, y, width, height = (float(v) for v in box)
-    return [x, y, x + width, y + height]
+    corners = image.shown(np.array([[x, y], [x + width, y + height]]), 0)
+    return [*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist()]
+
+
+def _box_of_points(annotation: AnnotationEntry) -> list[float] | None:
+    """The smallest box of whole pixels around the visible keypoints, None where none is visible."""
+    points = annotation.keypoints
+    if not _numbers(points, len(points)) or len(points) % 3:
+        raise ValueError(
+            f"Annotation {annotation.id} has `keypoints` (={_short(points)}) and no `bbox`; they "
+            "must be x, y and visibility of each keypoint, finite."
+        )
+    seen = np.array(points, float).reshape(-1, 3)
+    seen = seen[seen[:, 2] > 0, :2]
+    if not len(seen):
+        return None
+    # A keypoint names a pixel, a box edges: the last pixel is inside of it.
+    low, high = seen.min(axis=0), seen.max(axis=0) + 1
+    return [*low.tolist(), *(high - low).tolist()]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _numbers(values: Any, count: int) -> bool:
     """Whether it is a list of so many finite numbers."""
     if not isinstance(values, list) or len(values) != count:
         return False
-    return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+    # Pixels: what is no float32 is no position either, and no integer of a thousand digits is.
+    return all(
+        isinstance(v, int | float) and not isinstance(v, bool) and -1e9 <= v <= 1e9 for v in values
+    )
 
 
 def read_pose_clips(folder: Path | str, file: Path | str) -> list[PoseClip]:
@@ -233,29 +332,31 @@ def _columns(parsed: CocoFolder) -> Columns:
     """Per category: where each of our joints stands in its keypoints, and how many it has."""
     columns = {}
     for category in parsed.categories:
-        names = [str(n).lower().replace(" ", "_") for n in category.get("keypoints") or []]
+        names = [str(n).lower().replace(" ", "_") for n in category.keypoints or []]
         found = [names.index(joint) if joint in names else -1 for joint in JOINTS]
         if max(found) >= 0:
-            columns[category["id"]] = found, len(names)
+            columns[category.id] = found, len(names)
     if not columns:
         raise ValueError(
             f"`categories` must name `keypoints` among {JOINTS}; found "
-            f"{[c.get('keypoints') for c in parsed.categories]}."
+            f"{_short([c.keypoints for c in parsed.categories])}."
         )
     return columns
 
 
-def _points(annotation: dict[str, Any], columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+def _points(
+    annotation: AnnotationEntry, image: _Image, columns: Columns
+) -> tuple[np.ndarray, np.ndarray]:
     """Our joints `(15, 2)` and which of them are annotated."""
-    found, count = columns[annotation["category_id"]]
-    if not _numbers(annotation["keypoints"], 3 * count):
+    found, count = columns[annotation.category_id]
+    if not _numbers(annotation.keypoints, 3 * count):
         raise ValueError(
-            f"Annotation {annotation.get('id')} must have `keypoints` of {3 * count} numbers: x, y "
-            f"and visibility of each of the {count} keypoints its category names."
+            f"Annotation {annotation.id} must have `keypoints` of {3 * count} numbers: x, y and "
+            f"visibility of each of the {count} keypoints its category names."
         )
     order = np.array(found)
-    points = np.array(annotation["keypoints"], np.float32).reshape(-1, 3)[order]
-    return points[:, :2], (points[:, 2] > 0) & (order >= 0)
+    points = np.array(annotation.keypoints, np.float32).reshape(-1, 3)[order]
+    return image.shown(points[:, :2], 1), (points[:, 2] > 0) & (order >= 0)
 
 
 def _clip(name: str, images: list[_Image], parsed: CocoFolder, columns: Columns) -> PoseClip:
@@ -269,14 +370,14 @@ def _clip(name: str, images: list[_Image], parsed: CocoFolder, columns: Columns)
         persons = [
             a
             for a in parsed.annotations[image.id]
-            if a.get("category_id") in columns and a.get("keypoints") and not a.get("iscrowd")
+            if a.category_id in columns and a.keypoints and not a.iscrowd
         ]
         if len(persons) > 1:
             raise ValueError(f"{image.path} has {len(persons)} persons; a clip shows one.")
         if persons:
-            joints[t], visible[t] = _points(persons[0], columns)
+            joints[t], visible[t] = _points(persons[0], image, columns)
             # COCO's box has edges; ours names its outermost pixels.
-            boxes[t] = np.array(_edges(persons[0])) - [0, 0, 1, 1]
+            boxes[t] = np.array(_edges(persons[0], image)) - [0, 0, 1, 1]
     known = np.flatnonzero(~np.isnan(boxes[:, 0]))
     if not len(known):
         raise ValueError(f"Video {name} shows no person with keypoints.")
@@ -290,5 +391,5 @@ def _clip(name: str, images: list[_Image], parsed: CocoFolder, columns: Columns)
         boxes=boxes[known[nearest]],
         height=height,
         width=width,
-        encoded=lambda t: images[t].path.read_bytes(),
+        encoded=lambda t: image_files.read(images[t].path),
     )

@@ -5,6 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from skipconv_jax import json_files
+
 NOTE = "synthetic.json"
 PARTIAL = ".partial"
 
@@ -17,6 +21,22 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+class Note(msgspec.Struct, frozen=True):
+    """What readers want to know of how a generated set was made."""
+
+    mirrorable: bool = True
+
+
+def read_note(root: Path) -> Note | None:
+    """The note of a generated set, None where real files lie.
+
+    Raises:
+      JsonError: the note is damaged.
+    """
+    path = root / NOTE
+    return json_files.read(path, Note) if path.is_file() else None
+
+
 def write_note(out: Path, note: dict[str, Any]) -> None:
     """Records in `out` how a generated set was made; refuses to mix two.
 
@@ -25,7 +45,7 @@ def write_note(out: Path, note: dict[str, Any]) -> None:
     """
     path = out / NOTE
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = json_files.read(path, dict[str, Any])
         if found != note:
             raise ValueError(
                 f"`out` (={str(out)!r}) must not hold a set made with other settings "

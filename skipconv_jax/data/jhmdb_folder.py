@@ -8,15 +8,15 @@ sub_splits/<class>_test_split_<k>.txt                   the 316 clips of sub-JHM
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
+from skipconv_jax.data import images, mat_files
 from skipconv_jax.data.clips import PoseClip, check_frames, mask_boxes
+from skipconv_jax.data.folders import read_note
 from skipconv_jax.data.skeleton import JOINTS, from_matlab
 
 SUBSETS = ("full", "sub")
@@ -63,8 +63,8 @@ class JhmdbFolder:
     @property
     def mirrorable(self) -> bool:
         """Whether a mirrored frame is a valid one: not where colours tell left from right."""
-        note = self.root / "synthetic.json"
-        return not note.is_file() or bool(json.loads(note.read_text())["mirrorable"])
+        note = read_note(self.root)
+        return note is None or note.mirrorable
 
     def names(self) -> list[str]:
         """Every clip that has a folder of images, `<class>/<clip>`, sorted."""
@@ -169,7 +169,7 @@ class JhmdbFolder:
             boxes=_fill_gaps(mask_boxes(masks)),
             height=height,
             width=width,
-            encoded=lambda t: paths[t].read_bytes(),
+            encoded=lambda t: images.read(paths[t]),
             mirrorable=self.mirrorable,
         )
 
@@ -190,9 +190,6 @@ class JhmdbFolder:
             return None
         if array.ndim != 3 or array.shape[:2] != (2, len(JOINTS)):
             problems.append((path, f"pos_img of shape {array.shape}, not (2, {len(JOINTS)}, T)"))
-            return None
-        if not np.isfinite(array).all():
-            problems.append((path, "pos_img is not finite"))
             return None
         return np.ascontiguousarray(from_matlab(array).transpose(2, 1, 0).astype(np.float32))
 
@@ -222,16 +219,10 @@ def _disagree(found: int, frames: int) -> str:
 def _read_mat(
     root: Path, path: str, key: str, problems: list[tuple[str, str]]
 ) -> np.ndarray | None:
-    if not (root / path).is_file():
-        problems.append((path, "missing"))
-        return None
     try:
-        return scipy.io.loadmat(root / path, variable_names=[key])[key]
-    except KeyError:
-        problems.append((path, f"has no variable {key}"))
-    # What SciPy raises on a damaged file depends on where the damage lies: zlib, struct, type...
-    except Exception as error:
-        problems.append((path, f"cannot be read ({type(error).__name__}: {error})"))
+        return mat_files.read(root / path, key)
+    except mat_files.MatError as error:
+        problems.append((path, str(error)))
     return None
 
 

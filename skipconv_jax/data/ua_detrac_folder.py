@@ -17,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from skipconv_jax.data import images
 from skipconv_jax.data.clips import check_frames
 from skipconv_jax.data.labelled_videos import BoxTrack, VideoWindow, make_track
 
 PARTS = ("train", "test")
+_LARGEST = 2**31 - 1
 VEHICLES = ("car", "bus", "van", "others")
 
 
@@ -88,6 +90,9 @@ def _number(element: ElementTree.Element, key: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise ValueError(f"<{element.tag}> has {key}={text!r}, not a number")
+    # Pixels, numbers of frames and identities: past this no file means what it says.
+    if abs(value) > _LARGEST:
+        raise ValueError(f"<{element.tag}> has {key}={text!r}, at most {_LARGEST} is read")
     return value
 
 
@@ -117,7 +122,8 @@ def parse_annotations(text: str | bytes) -> Annotations:
     """
     try:
         root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
+    # An encoding that Python does not know is a LookupError, one it can't decode a ValueError.
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise ValueError(f"no valid XML ({error})") from error
     name = root.get("name")
     if root.tag != "sequence" or not name:
@@ -287,5 +293,5 @@ class FolderVideos:
     def read(self, video: int, times: Sequence[int]) -> VideoWindow:
         """Frames of one sequence."""
         sequence = self._sequences[video]
-        encoded = [sequence.paths[t].read_bytes() for t in times]
+        encoded = [images.read(sequence.paths[t]) for t in times]
         return VideoWindow(encoded, sequence.track.take(times), sequence.ignored)

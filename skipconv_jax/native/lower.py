@@ -15,6 +15,21 @@ from skipconv_jax.ops.gates import Gate, GateParams
 from skipconv_jax.program import fold as g
 from skipconv_jax.transform import Rule
 
+_XLA = (
+    g.ChannelsNode,
+    g.CompareNode,
+    g.CropNode,
+    g.DepthToSpaceNode,
+    g.LayoutNode,
+    g.PReluNode,
+    g.PadNode,
+    g.ReduceNode,
+    g.ResizeNode,
+    g.SelectNode,
+    g.SoftmaxNode,
+    g.SpaceToDepthNode,
+    g.SpatialMaxNode,
+)
 Avals = Mapping[int, jax.ShapeDtypeStruct]
 _ACT = {"logistic": "sigmoid"}
 _FLIPPED = {"mul": "mul", "add": "add", "max": "max", "min": "min", "sub": "rsub", "div": "rdiv"}
@@ -33,6 +48,10 @@ def why_not(node: g.Node, avals: Avals) -> str:
     """Why a node can't run in the engine; empty where it can."""
     if isinstance(node, g.OtherNode):
         return f"no rule for {node.eqn.primitive.name}"
+    if isinstance(node, _XLA):
+        return f"{type(node).__name__} stays XLA"
+    if isinstance(node, g.ConvNode | g.SumNode) and _act(node.act) not in schema.names("Act"):
+        return f"no kernel for {node.act}"
     if isinstance(node, g.FlattenNode):
         return "" if all(position_shape(avals[r]) for r in node.inputs) else "shape or dtype"
     shapes = [position_shape(avals[r]) for r in (*node.inputs, node.output)]

@@ -19,10 +19,12 @@ from skipconv_jax.ops.depthwise import depthwise, depthwise_kernel_gradient
 from skipconv_jax.program.jaxprs import (
     CALLS,
     CONV,
+    Place,
     aval,
     bind,
     channels_last,
     has_conv,
+    run,
     window_first,
 )
 
@@ -37,7 +39,7 @@ def canonical(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     def wrapped(*args: Any) -> Any:
         closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
-        out = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), nested=False)
+        out = run(closed, jax.tree.leaves(args), _Rewriter(nested=False))
         return jax.tree.unflatten(jax.tree.structure(shape), out)
 
     return wrapped
@@ -48,36 +50,29 @@ def for_this_backend(fn: Callable[..., Any]) -> Callable[..., Any]:
     return canonical(fn) if jax.default_backend() == "cpu" else fn
 
 
-def _evaluate(
-    jaxpr: jex.Jaxpr, consts: Sequence[Any], args: Sequence[Any], nested: bool
-) -> list[Any]:
-    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+class _Rewriter:
+    """Interprets a program as its arrays, convolutions as XLA's CPU backend likes them."""
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, jex.Literal) else env[atom]
+    def __init__(self, nested: bool) -> None:
+        self._nested = nested
 
-    for eqn in jaxpr.eqns:
-        env.update(
-            zip(eqn.outvars, _equation(eqn, [read(v) for v in eqn.invars], nested), strict=True)
-        )
-    return [read(v) for v in jaxpr.outvars]
+    def constant(self, value: Any, literal: bool) -> Any:
+        del literal
+        return value
 
-
-def _equation(eqn: jex.JaxprEqn, inputs: list[Any], nested: bool) -> list[Any]:
-    name = eqn.primitive.name
-    if name == CONV:
-        if _is_depthwise(eqn):
-            return [_depthwise(eqn, *inputs)]
-        if nested and eqn.params["batch_group_count"] == 1:
-            return [_convolution(eqn, *inputs)]
-        return bind(eqn, inputs)
-    if not has_conv(eqn):
-        return bind(eqn, inputs)
-    if name in CALLS:
-        # Derivatives are taken by now, so custom rules mean nothing any more.
-        body = eqn.params[CALLS[name]]
-        return _evaluate(body.jaxpr, body.consts, inputs, nested)
-    return bind(eqn, inputs, {k: _rewritten(v) for k, v in eqn.params.items()})
+    def equation(self, eqn: jex.JaxprEqn, inputs: list[Any], place: Place) -> list[Any]:
+        if eqn.primitive.name == CONV:
+            if _is_depthwise(eqn):
+                return [_depthwise(eqn, *inputs)]
+            if self._nested and eqn.params["batch_group_count"] == 1:
+                return [_convolution(eqn, *inputs)]
+            return bind(eqn, inputs)
+        if not has_conv(eqn):
+            return bind(eqn, inputs)
+        if eqn.primitive.name in CALLS:
+            # Derivatives are taken by now, so custom rules mean nothing any more.
+            return run(eqn.params[CALLS[eqn.primitive.name]], inputs, self, place)
+        return bind(eqn, inputs, {k: _rewritten(v) for k, v in eqn.params.items()})
 
 
 def _rewritten(value: Any) -> Any:
@@ -93,7 +88,8 @@ def _rewritten(value: Any) -> Any:
 
 def _retrace(jaxpr: jex.Jaxpr, consts: Sequence[Any]) -> jex.ClosedJaxpr:
     shapes = [v.aval for v in jaxpr.invars]
-    return jax.make_jaxpr(lambda *args: _evaluate(jaxpr, consts, args, nested=True))(*shapes)
+    program = jex.ClosedJaxpr(jaxpr, consts)
+    return jax.make_jaxpr(lambda *args: run(program, args, _Rewriter(nested=True)))(*shapes)
 
 
 def _is_depthwise(eqn: jex.JaxprEqn) -> bool:

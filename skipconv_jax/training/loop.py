@@ -13,6 +13,7 @@ import optax
 
 from skipconv_jax.training.checkpoints import Checkpoints
 from skipconv_jax.training.metrics import JsonLines, Progress, TensorBoard, Writer, Writers
+from skipconv_jax.training.run_lock import run_lock
 from skipconv_jax.training.step import Figures, LossFn, TrainState, culprits, make_step
 
 Tree = Any
@@ -71,6 +72,7 @@ class Options:
       keep: checkpoints kept.
       tensorboard: write TensorBoard events as well.
       resume: continue from the newest checkpoint; without it, a phase that has one is an error.
+      newest_whole: where the newest checkpoint is damaged, continue from the newest whole one.
     """
 
     log_every: int = 20
@@ -78,6 +80,7 @@ class Options:
     keep: int = 2
     tensorboard: bool = False
     resume: bool = False
+    newest_whole: bool = False
 
 
 def run(phase: Phase, workdir: Path, seed: int, options: Options) -> TrainState:
@@ -86,10 +89,18 @@ def run(phase: Phase, workdir: Path, seed: int, options: Options) -> TrainState:
     Raises:
       TrainingDiverged: something is not finite; names the step and the culprit.
       ValueError: the folder holds checkpoints and `resume` was not asked for.
+      LockedError: another process trains in the folder.
     """
+    with run_lock(workdir / phase.name):
+        return _run(phase, workdir, seed, options)
+
+
+def _run(phase: Phase, workdir: Path, seed: int, options: Options) -> TrainState:
     folder = workdir / phase.name
+    whole = options.resume and options.newest_whole
+    opened = Checkpoints(folder / "checkpoints", options.keep, whole)
     # Closed on errors and Ctrl-C too: a checkpoint that is being written is finished first.
-    with contextlib.closing(Checkpoints(folder / "checkpoints", options.keep)) as checkpoints:
+    with contextlib.closing(opened) as checkpoints:
         if checkpoints.latest is not None and not options.resume:
             raise ValueError(
                 f"`workdir` (={workdir}) must not hold checkpoints of phase {phase.name!r}; pass "

@@ -54,17 +54,18 @@ def _jsonable(value: Any) -> Any:
 
 def _keep_lines_until(path: Path, step: int) -> None:
     """Keeps the complete lines up to `step`; a kill may have left half a line at the end."""
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
+    kept: list[bytes] = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            later = json.loads(line)["step"] > step
+        # Half a line may be JSON too, of something else.
+        except (ValueError, LookupError, TypeError):
             break
-        if row["step"] > step:
+        if later:
             break
         kept.append(line)
     rewritten = path.with_suffix(path.suffix + ".tmp")
-    rewritten.write_text("".join(kept), encoding="utf-8")
+    rewritten.write_bytes(b"".join(kept))
     # Replaced in one move: a second kill must not lose what the first one left.
     rewritten.replace(path)
 

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from skipconv_jax import json_files
 from skipconv_jax.moved import attribute
 from skipconv_jax.ops import POLICIES, ConvNormGate, InputNormGate, OutputNormGate, policy_name
 from skipconv_jax.program.walk import Site
@@ -132,19 +135,32 @@ class GatePlan:
           ValueError: no gate plan, or one of another version.
         """
         try:
-            whole = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(whole, dict) or whole.get("format") not in _FORMATS:
+            whole = json_files.read(path, _File)
+            if whole.format not in _FORMATS:
                 raise ValueError(f"it must hold 'format': {FORMAT!r}")
             layers = tuple(
-                (name, LayerGate(tuple(layer["kernel"]), _gate(layer["gate"])))
-                for name, layer in whole["layers"].items()
+                (name, LayerGate(layer.kernel, _gate(layer.gate)))
+                for name, layer in whole.layers.items()
             )
-            notes = tuple((key, json.dumps(value)) for key, value in whole["notes"].items())
-            return cls(layers, whole["policy"], notes)
+            notes = tuple((key, json.dumps(value)) for key, value in whole.notes.items())
+            return cls(layers, whole.policy, notes)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"`gate plan` (={str(path)!r}) must be a file written by calibrate.py; {error}."
             ) from error
+
+
+class _Layer(msgspec.Struct, frozen=True):
+    kernel: tuple[json_files.Count, ...]
+    # A gate's class checks its own numbers; here they are numbers, and finite.
+    gate: dict[str, json_files.Int32 | json_files.Finite | bool | str | None] | None
+
+
+class _File(msgspec.Struct, frozen=True):
+    format: str
+    policy: str
+    notes: dict[str, Any]
+    layers: dict[str, _Layer]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -89,7 +89,7 @@ DAMAGE = {
         "masks of",
     ),
     "frame gone": (lambda i, j, m: (i / "00004.png").unlink(), "00005.png: frame 4 is missing"),
-    "truncated PNG": (lambda i, j, m: _cut(i / "00007.png"), "00007.png is no PNG or JPEG, or is"),
+    "truncated PNG": (lambda i, j, m: _cut(i / "00007.png"), "00007.png is cut short or damaged"),
     "not an image": (lambda i, j, m: (i / "00002.png").write_bytes(b"?"), "00002.png is no PNG"),
     "no images": (lambda i, j, m: [p.unlink() for p in i.iterdir()], "no images"),
 }

@@ -118,7 +118,7 @@ DAMAGE = {
     ),
     "too many frames": (lambda i, x: (i / "img00020.jpg").unlink(), "describes frame 20"),
     "frame gone": (lambda i, x: (i / "img00004.jpg").unlink(), "img00005.jpg: frame 4 is missing"),
-    "truncated": (lambda i, x: _cut(i / "img00007.jpg"), "img00007.jpg is no PNG or JPEG, or is"),
+    "truncated": (lambda i, x: _cut(i / "img00007.jpg"), "img00007.jpg is cut short or damaged"),
     "no images": (lambda i, x: shutil.rmtree(i), "no images"),
 }
 

@@ -44,7 +44,8 @@ def _run_node(node: g.Node, x: list[jax.Array], graph: g.Graph) -> jax.Array:
             window, strides = (1, *node.window, 1), (1, *node.strides, 1)
             start, fn = (-jnp.inf, jax.lax.max) if node.fn == "max" else (0.0, jax.lax.add)
             padding = ((0, 0), *node.padding, (0, 0))
-            return jax.lax.reduce_window(x[0], start, fn, window, strides, padding)
+            pooled = jax.lax.reduce_window(x[0], start, fn, window, strides, padding)
+            return pooled / float(np.prod(node.window)) if node.fn == "mean" else pooled
         case g.SpatialSumNode():
             return x[0].sum(axis=(1, 2))
         case g.ConcatNode():

@@ -1,6 +1,8 @@
 """Reading videos: every frame once, and damage reported instead of concealed."""
 
 import json
+import re
+import struct
 from fractions import Fraction
 
 import av
@@ -158,3 +160,115 @@ def test_a_coco_file_stands_for_the_frames_of_one_of_its_videos(tmp_path):
     assert [int(frame.image[0, 0, 0]) for frame in frames] == [40, 0], "in the order of frame_id"
     with pytest.raises(VideoError, match=r"must name one of its videos.*\['a', 'b'\]"):
         Source(file)
+
+
+def _coded(path, codec, frames, times=None, size=(48, 64), **options):
+    """A video by PyAV; `times` are ticks of 1/25 s at which frames are shown."""
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(0, 255, (*size, 3), np.uint8), (0, 0), 2)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.options = {key: str(value) for key, value in options.items()}
+        stream.codec_context.time_base = Fraction(1, 25)
+        for t in range(frames) if times is None else times:
+            frame = av.VideoFrame.from_ndarray(np.roll(image, t, axis=1), format="rgb24")
+            frame.pts, frame.time_base = t, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("name", ["a.mpg", "a.ts", "a.mkv"])
+def test_whole_mpeg_2_loses_nothing(tmp_path, name):
+    """The decoder's threads over slices took the end of each for damage."""
+    _coded(tmp_path / name, "mpeg2video", 40, size=(240, 320))
+    frames = list(Source(tmp_path / name))
+    assert [frame.event for frame in frames] == [""] * 40
+
+
+@pytest.mark.parametrize(("turn", "back"), [(90, 1), (180, 2), (-90, 3)])
+def test_a_phone_s_video_is_upright(tmp_path, turn, back):
+    _coded(tmp_path / "a.mp4", "libx264", 3)
+    whole = [frame.image for frame in Source(tmp_path / "a.mp4")]
+    # The matrix of the track's head, whose nine numbers come after its times and sizes.
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    unity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    at = data.index(unity, data.index(b"tkhd"))
+    cos, sin = {90: (0, 1), 180: (-1, 0), -90: (0, -1)}[turn]
+    turned = [cos << 16, -sin << 16, 0, sin << 16, cos << 16, 0, 0, 0, 1 << 30]
+    data[at : at + 36] = struct.pack(">9i", *turned)
+    (tmp_path / "b.mp4").write_bytes(data)
+    for frame, stored in zip(Source(tmp_path / "b.mp4"), whole, strict=True):
+        np.testing.assert_array_equal(frame.image, np.rot90(stored, back))
+
+
+def test_a_lost_cluster_is_noticed_and_a_variable_rate_is_none(tmp_path):
+    options = {"g": 10, "sc_threshold": 0, "bf": 2}
+    _coded(tmp_path / "a.mkv", "libx264", 300, **options)
+    whole = [frame.image for frame in Source(tmp_path / "a.mkv")]
+    data = bytearray((tmp_path / "a.mkv").read_bytes())
+    cluster = [m.start() for m in re.finditer(b"\x1f\x43\xb6\x75", data)][1]
+    data[cluster : cluster + 16] = bytes(16)
+    (tmp_path / "b.mkv").write_bytes(data)
+    frames = list(Source(tmp_path / "b.mkv"))
+    assert len(frames) == len(whole) == 300
+    lost = [frame for frame in frames if frame.image is None]
+    assert len(lost) >= 10
+    assert "bytes can't be read" in lost[0].event
+    for frame, want in zip(frames, whole, strict=True):
+        if frame.image is not None:
+            np.testing.assert_array_equal(frame.image, want)
+
+    varying = [t for t in range(300) if t < 60 or t % 7 < 2 or 200 < t < 220]
+    _coded(tmp_path / "c.mkv", "libx264", 0, varying, **options)
+    assert [frame.event for frame in Source(tmp_path / "c.mkv")] == [""] * len(varying)
+
+
+def test_frames_an_encoder_repeats_are_frames(tmp_path):
+    """An AVI file has a packet of no bytes where the frame before is to be shown again."""
+    times = [0, 1, 2, 5, 6, 9]
+    _coded(tmp_path / "a.avi", "mpeg4", 0, times, qscale=2)
+    source = Source(tmp_path / "a.avi")
+    frames = list(source)
+    assert len(frames) == source.frames == 10
+    assert all(not frame.event for frame in frames)
+    shown = [frame.image for frame in frames]
+    for t in (3, 4, 7, 8):
+        np.testing.assert_array_equal(shown[t], shown[t - 1])
+    assert (shown[5] != shown[4]).any()
+    data = (tmp_path / "a.avi").read_bytes()
+    (tmp_path / "a.avi").write_bytes(data[: data.index(b"idx1") - 100])
+    with pytest.raises(VideoError, match="truncated"):
+        list(Source(tmp_path / "a.avi"))
+
+
+@pytest.mark.parametrize("name", ["a:b.mkv", "a#b.mkv", "100%d.mkv", "what?.mkv", "-a.mkv",
+                                  "http:x.mkv", "x.json#1.mkv"])  # fmt: skip
+def test_odd_names_are_names(tmp_path, monkeypatch, name):
+    _coded(tmp_path / "plain.mkv", "libx264", 2)
+    (tmp_path / "plain.mkv").rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert len(list(Source(name))) == 2
+    with VideoWriter(f"out{name}.mp4", Fraction(25)) as writer:
+        writer.write(np.zeros((4, 4, 3), np.uint8))
+    assert len(list(Source(f"out{name}.mp4"))) == 1
+
+
+def test_hidden_files_are_no_frames_and_cut_ones_are_lost(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("1.jpg", "2.webp", "3.tif", "4.bmp"):
+        cv2.imwrite(str(tmp_path / name), rng.integers(0, 255, (20, 30, 3), np.uint8))
+    for name in ("._1.jpg", ".DS_Store", ".5.png", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    (tmp_path / "5.jpg").write_bytes((tmp_path / "1.jpg").read_bytes()[:300])
+    frames = list(Source(tmp_path))
+    assert [frame.image is None for frame in frames] == [False] * 4 + [True]
+    assert "5.jpg is cut short or damaged" in frames[4].event
+
+
+def test_a_list_of_other_files_is_no_video(tmp_path):
+    _coded(tmp_path / "a.ts", "libx264", 3)
+    text = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:0.12,\na.ts\n#EXT-X-ENDLIST\n"
+    (tmp_path / "a.m3u8").write_text(text)
+    with pytest.raises(VideoError, match=r"must hold the video itself|must be a readable"):
+        Source(tmp_path / "a.m3u8")

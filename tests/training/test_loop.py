@@ -1,8 +1,10 @@
 """Logging, checkpoints, stopping, and resuming exactly, also after a kill."""
 
+import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from skipconv_jax.training.checkpoints import Checkpoints
+from skipconv_jax.training.checkpoints import Checkpoints, DamagedCheckpointError
 from skipconv_jax.training.loop import Options, TrainingDiverged, run
+from skipconv_jax.training.run_lock import LockedError, run_lock
 from tests.training import toy
 
 
@@ -146,3 +149,93 @@ def test_no_checkpoint_is_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="holds no checkpoint; train first"):
         checkpoints.weights()
     checkpoints.close()
+
+
+def _tree_of(folder):
+    return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with checkpoints at 2 and 4; read only."""
+    workdir = tmp_path_factory.mktemp("trained")
+    run(toy.phase(4, "dense"), workdir, 0, Options(checkpoint_every=2))
+    return workdir
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_reader_changes_nothing_not_even_a_checkpoint_being_written(copied):
+    folder = copied / "dense" / "checkpoints"
+    being_written = folder / "6.orbax-checkpoint-tmp-1"
+    being_written.mkdir()
+    (being_written / "part").write_bytes(b"half")
+    before = _tree_of(copied)
+    reader = Checkpoints(folder)
+    assert reader.weights()[0] == reader.latest == 4
+    reader.restore(toy.phase(4, "dense").initial())
+    with pytest.raises(ValueError, match="opens checkpoints for reading"):
+        reader.save(6, toy.phase(4, "dense").initial(), {})
+    reader.close()
+    assert _tree_of(copied) == before
+    Checkpoints(copied / "nothing").close()
+    assert not (copied / "nothing").exists()
+
+
+def _damage(folder, kind):
+    state = folder / "state"
+    largest = max((p for p in state.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    if kind == "flip":
+        data[len(data) // 2] ^= 1
+    elif kind == "cut":
+        data = data[: len(data) // 2]
+    largest.write_bytes(data)
+    if kind == "gone":
+        largest.unlink()
+    elif kind == "state":
+        shutil.rmtree(state)
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut", "gone", "state"])
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over_when_asked(copied, kind):
+    folder = copied / "dense" / "checkpoints"
+    _damage(folder / "4", kind)
+    reader = Checkpoints(folder)
+    for read in (reader.weights, lambda: reader.restore(toy.phase(4, "dense").initial())):
+        with pytest.raises(
+            DamagedCheckpointError, match=r"step 4 is damaged: .*Whole are the steps \[2\]"
+        ):
+            read()
+    assert Checkpoints(folder, newest_whole=True).weights()[0] == 2
+    resume = Options(log_every=1, checkpoint_every=2, resume=True)
+    with pytest.raises(DamagedCheckpointError, match="--newest_whole"):
+        run(toy.phase(4, "dense"), copied, 0, resume)
+    asked = dataclasses.replace(resume, newest_whole=True)
+    again = run(toy.phase(4, "dense"), copied, 0, asked)
+    assert int(again.step) == 4
+    assert Checkpoints(folder).whole() == [2, 4]
+    assert (folder / "4.damaged").is_dir(), "damaged files are kept"
+
+
+def test_two_trainings_in_one_folder_are_refused_and_a_killed_one_is_not_in_the_way(tmp_path):
+    holder = (
+        "import sys, time, pathlib; from skipconv_jax.training.run_lock import run_lock\n"
+        "with run_lock(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path / "dense")], stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"held\n"
+    with pytest.raises(LockedError, match=rf"process {process.pid} on .* since 0\.\d minutes"):
+        run(toy.phase(2, "dense"), tmp_path, 0, Options())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    with run_lock(tmp_path / "dense"), run_lock(tmp_path / "dense"):
+        pass
+    run(toy.phase(2, "dense"), tmp_path, 0, Options())

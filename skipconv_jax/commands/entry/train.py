@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     folder = common.workdir()
     for split in common.splits():
         config = common.of_split(common.CONFIG.value, split)
-        train(config, folder / f"split{split}", phases, _RESUME.value)
+        train(config, folder / f"split{split}", phases, _RESUME.value, common.NEWEST_WHOLE.value)
     if not common.splits():
-        train(common.CONFIG.value, folder, phases, _RESUME.value)
+        train(common.CONFIG.value, folder, phases, _RESUME.value, common.NEWEST_WHOLE.value)
     return 0

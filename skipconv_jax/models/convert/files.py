@@ -1,6 +1,7 @@
 """Checkpoint files: safetensors, and PyTorch's own through its weights-only loader."""
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import safetensors
 import safetensors.numpy
 
 State = dict[str, np.ndarray]
+_MOST_VALUES = 1 << 31
+_SLACK = 1 << 20  # bytes
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
 
 
@@ -61,7 +64,8 @@ def save_state(state: Mapping[str, np.ndarray], path: str | os.PathLike[str]) ->
 def _load_safetensors(path: Path) -> State:
     try:
         state = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
+    # KeyError, TypeError: kinds of numbers that NumPy does not have.
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"`path` (={path}) must be a safetensors file, and reading it failed ({error}); fetch "
             "it again"
@@ -71,6 +75,7 @@ def _load_safetensors(path: Path) -> State:
 
 def _load_torch(path: Path) -> State:
     torch = _torch(path)
+    _check_expansion(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the reader of zips and opcodes happens to raise
@@ -90,11 +95,60 @@ def _load_torch(path: Path) -> State:
             f"{type(content).__name__} with other "
             "values; save `model.state_dict()`"
         )
-    half = (torch.bfloat16, torch.float16)
-    return {
-        key: (value.float() if value.dtype in half else value).numpy()
-        for key, value in content.items()
-    }
+    if sum(value.numel() for value in content.values()) > _MOST_VALUES:
+        raise ValueError(f"`path` (={path}) must hold at most {_MOST_VALUES} values")
+    return {_name(path, key): _array(path, key, value) for key, value in content.items()}
+
+
+def _name(path: Path, key: Any) -> str:
+    if not isinstance(key, str):
+        raise ValueError(
+            f"`path` (={path}) must name its tensors by strings, and has the key {key!r}; save "
+            "`model.state_dict()`"
+        )
+    return key
+
+
+def _array(path: Path, key: str, value: Any) -> np.ndarray:
+    """A tensor's values; parameters count as tensors, half precision becomes single."""
+    import torch
+
+    fault = (
+        "is sparse"
+        if value.layout != torch.strided
+        else "is quantised"
+        if value.is_quantized
+        else "has no values (meta device)"
+        if value.is_meta
+        else "is complex"
+        if value.is_complex()
+        else ""
+    )
+    if fault:
+        raise ValueError(
+            f"`path` (={path}) must hold dense tensors of real numbers, and {key!r} {fault}; save "
+            "the plain floating-point network"
+        )
+    value = value.detach()
+    # Half, bfloat16 and the 8-bit kinds, which NumPy does not have.
+    small = value.is_floating_point() and value.element_size() < 4
+    return (value.float() if small else value).resolve_neg().numpy()
+
+
+def _check_expansion(path: Path) -> None:
+    """PyTorch stores its values as they are: an archive that expands was not written by it."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            expanded = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return  # PyTorch's own reader says what is wrong
+    if expanded > path.stat().st_size + _SLACK:
+        raise ValueError(
+            f"`path` (={path}) has {path.stat().st_size} bytes and expands to {expanded}; "
+            "PyTorch's files do not, fetch it again"
+        )
 
 
 def _torch(path: Path) -> Any:

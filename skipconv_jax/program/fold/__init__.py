@@ -11,27 +11,42 @@ Tensors of nodes are `(B, *spatial, C)`, or `(B, C)` after a mean over space.
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from skipconv_jax.program.fold.nodes import (
     ACTIVATIONS,
     BINARY,
     UNARY,
     AffineNode,
     BinaryNode,
+    ChannelsNode,
+    CompareNode,
     ConcatNode,
     ConvNode,
+    CropNode,
+    DepthToSpaceNode,
     FlattenNode,
     Graph,
+    LayoutNode,
     Node,
     OtherNode,
+    PadNode,
     PoolNode,
+    PReluNode,
+    ReduceNode,
     Ref,
     ReshapeNode,
+    ResizeNode,
+    SelectNode,
+    SoftmaxNode,
+    SpaceToDepthNode,
+    SpatialMaxNode,
     SpatialSumNode,
     SumNode,
     UnaryNode,
     UpsampleNode,
 )
-from skipconv_jax.program.fold.reader import Reader
+from skipconv_jax.program.fold.reader import NCHW, NHWC, Reader
 from skipconv_jax.program.fold.rewrites import REWRITES, drop_unused
 from skipconv_jax.program.fold.rules import RULES
 
@@ -41,21 +56,41 @@ __all__ = [
     "UNARY",
     "AffineNode",
     "BinaryNode",
+    "ChannelsNode",
+    "CompareNode",
     "ConcatNode",
     "ConvNode",
+    "CropNode",
+    "DepthToSpaceNode",
     "FlattenNode",
     "Graph",
+    "LayoutNode",
     "Node",
     "OtherNode",
+    "PReluNode",
+    "PadNode",
     "PoolNode",
+    "ReduceNode",
     "Ref",
     "ReshapeNode",
+    "ResizeNode",
+    "SelectNode",
+    "SoftmaxNode",
+    "SpaceToDepthNode",
+    "SpatialMaxNode",
     "SpatialSumNode",
     "SumNode",
     "UnaryNode",
     "UpsampleNode",
     "build",
 ]
+
+
+def _read(fn: Callable[..., Any], variables: Any, x: Any) -> Graph:
+    """The graph with frames as channels first where their shape says so, else channels last."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(x)]
+    first = any(len(s) == 4 and s[1] <= 4 < s[3] for s in shapes)
+    return Reader(variables, RULES, NCHW if first else NHWC).read(fn, x)
 
 
 def build(fn: Callable[..., Any], variables: Any, x: Any) -> Graph:
@@ -66,7 +101,7 @@ def build(fn: Callable[..., Any], variables: Any, x: Any) -> Graph:
       variables: pytree of concrete arrays.
       x: frame; only shapes and dtypes are read.
     """
-    graph = Reader(variables, RULES).read(fn, x)
+    graph = _read(fn, variables, x)
     for rewrite in REWRITES:
         drop_unused(graph)
         rewrite(graph)

@@ -5,26 +5,41 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from skipconv_jax.program.fold.nodes import (
     AffineNode,
     BinaryNode,
+    ChannelsNode,
+    CompareNode,
     ConcatNode,
     ConvNode,
+    CropNode,
+    DepthToSpaceNode,
     FlattenNode,
+    LayoutNode,
     Node,
     OtherNode,
+    PadNode,
     PoolNode,
+    PReluNode,
+    ReduceNode,
     ReshapeNode,
+    ResizeNode,
+    SelectNode,
+    SoftmaxNode,
+    SpaceToDepthNode,
+    SpatialMaxNode,
     SpatialSumNode,
     SumNode,
     UnaryNode,
     UpsampleNode,
 )
+from skipconv_jax.program.fold.views import Atom, View, indices
 from skipconv_jax.program.jaxprs import bind
 
-_UNARY: dict[str, Callable[[jax.Array], jax.Array]] = {
+_UNARY: dict[str, Callable[..., jax.Array]] = {
     "none": lambda x: x,
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
@@ -35,6 +50,22 @@ _UNARY: dict[str, Callable[[jax.Array], jax.Array]] = {
     "abs": jnp.abs,
     "sqrt": jnp.sqrt,
     "rsqrt": lax.rsqrt,
+    "expm1": jnp.expm1,
+    "log1p": jnp.log1p,
+    "erfc": lax.erfc,
+    "sign": jnp.sign,
+    "square": jnp.square,
+    "log": jnp.log,
+    "erf": lax.erf,
+    "softplus": jax.nn.softplus,
+    "mish": jax.nn.mish,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "hard_swish": lambda x: x * jax.nn.relu6(x + 3) / 6,
+    "clip": lambda x, low, high: jnp.clip(x, low, high),
+    "leaky_relu": lambda x, slope: jnp.where(x >= 0, x, slope * x),
+    "elu": lambda x, alpha: jax.nn.elu(x, alpha),
+    "hard_sigmoid": lambda x, alpha, beta: jnp.clip(alpha * x + beta, 0, 1),
 }
 _BINARY: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "add": jnp.add,
@@ -70,12 +101,16 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
                 _upsample(a, f) if w == 1 else _upsample(a * w, f)
                 for a, (_, f, w) in zip(x, node.terms, strict=True)
             ]
-            return _UNARY[node.act](sum(parts[1:], parts[0]))
+            return _UNARY[node.act](sum(parts[1:], parts[0]), *node.params)
         case AffineNode():
             return x[0] * _channels(node.scale, x[0]) + _channels(node.shift, x[0])
         case UnaryNode():
             power = node.fn == "integer_pow"
-            return lax.integer_pow(x[0], node.power) if power else _UNARY[node.fn](x[0])
+            if power:
+                return lax.integer_pow(x[0], node.power)
+            return _UNARY[node.fn](x[0], *node.params)
+        case PReluNode():
+            return jnp.where(x[0] >= 0, x[0], _channels(node.slope, x[0]) * x[0])
         case BinaryNode():
             return _BINARY[node.fn](x[0], x[1])
         case UpsampleNode():
@@ -84,11 +119,54 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
             start, fn = (-jnp.inf, lax.max) if node.fn == "max" else (0.0, lax.add)
             window, strides = (1, *node.window, 1), (1, *node.strides, 1)
             padding = ((0, 0), *node.padding, (0, 0))
-            return lax.reduce_window(x[0], start, fn, window, strides, padding)
+            pooled = lax.reduce_window(x[0], start, fn, window, strides, padding)
+            if node.fn == "mean":
+                return pooled / float(np.prod(node.window))
+            if node.fn != "mean_valid":
+                return pooled
+            inside = jnp.ones_like(x[0])
+            return pooled / lax.reduce_window(inside, start, fn, window, strides, padding)
         case SpatialSumNode():
             return x[0].sum(axis=tuple(range(1, x[0].ndim - 1)))
+        case SpatialMaxNode():
+            return x[0].max(axis=tuple(range(1, x[0].ndim - 1)))
         case ConcatNode():
             return jnp.concatenate(x, axis=-1)
+        case ChannelsNode():
+            return jnp.concatenate(x, axis=-1)[..., np.array(node.index)]
+        case PadNode():
+            pads = ((0, 0), *node.padding, (0, 0))
+            return jnp.pad(x[0], pads, constant_values=node.value)
+        case CropNode():
+            cut = zip(node.starts, node.sizes, node.strides, strict=True)
+            return x[0][:, *(slice(s, s + (n - 1) * d + 1, d) for s, n, d in cut)]
+        case ResizeNode():
+            return _resize(node, x[0])
+        case DepthToSpaceNode():
+            b, h, w, c = x[0].shape
+            s = node.block
+            split = x[0].reshape(b, h, w, s, s, c // (s * s)).transpose(0, 1, 3, 2, 4, 5)
+            return split.reshape(shape)
+        case SpaceToDepthNode():
+            b, h, w, c = x[0].shape
+            s = node.block
+            split = x[0].reshape(b, h // s, s, w // s, s, c).transpose(0, 1, 3, 2, 4, 5)
+            return split.reshape(shape)
+        case SoftmaxNode():
+            return jax.nn.softmax(x[0], axis=-1)
+        case ReduceNode():
+            reduced = x[0].max(-1, keepdims=True) if node.fn == "max" else None
+            return x[0].sum(-1, keepdims=True) if reduced is None else reduced
+        case CompareNode():
+            if node.fn == "ne":
+                return jnp.isnan(x[0])
+            return _COMPARE[node.fn](x[0], node.value)
+        case SelectNode():
+            given = dict(zip(node.inputs, x, strict=True))
+            which, no, yes = (given[o] if isinstance(o, int) else o for o in node.operands)
+            return jnp.where(which, yes, no)
+        case LayoutNode():
+            return _layout(node.view, x[0])
         case ReshapeNode():
             return x[0].reshape(shape)
         case FlattenNode():
@@ -96,11 +174,67 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
     raise AssertionError(f"{type(node).__name__} has no rule")
 
 
+_COMPARE = {"gt": jnp.greater, "ge": jnp.greater_equal, "lt": jnp.less, "le": jnp.less_equal}
+
+
+def _resize(node: ResizeNode, x: jax.Array) -> jax.Array:
+    for axis, (index, weight) in enumerate(node.taps, start=1):
+        along = (1,) * axis + (-1,) + (1,) * (x.ndim - axis - 1)
+        parts = [
+            jnp.take(x, index[:, k], axis=axis) * weight[:, k].reshape(along)
+            if (weight[:, k] != 1).any()
+            else jnp.take(x, index[:, k], axis=axis)
+            for k in range(index.shape[1])
+        ]
+        x = sum(parts[1:], parts[0])
+    return x
+
+
+def _for_streams(view: View, streams: int) -> View:
+    """The view for another number of streams than it was traced with."""
+    batch = [a for dim in view.dims for a in dim if a.axis == 0]
+    if len(batch) != 1 or batch[0].size == streams:
+        return view
+    dims = tuple(
+        tuple(Atom(0, streams, 1) if a is batch[0] else a for a in dim) for dim in view.dims
+    )
+    return View(view.ref, dims, view.offsets)
+
+
+def _layout(view: View, x: jax.Array) -> jax.Array:
+    """Gathers along every stored axis, splits it into its atoms, and puts those in order."""
+    view = _for_streams(view, x.shape[0])
+    axes: dict[int, list[Atom]] = {}
+    for dim in view.dims:
+        for atom in dim:
+            if atom.axis is not None:
+                axes.setdefault(atom.axis, []).append(atom)
+    split: list[tuple[Atom | None, int]] = []
+    for axis in range(x.ndim):
+        atoms = sorted(axes.get(axis, []), key=lambda a: -a.stride)
+        index = indices(atoms, {axis: 1}, view.offsets[axis])
+        if len(index) != x.shape[axis] or (index != np.arange(len(index))).any():
+            x = jnp.take(x, index, axis=axis)
+        split += [(a, a.size) for a in atoms] or [(None, 1)]
+    x = x.reshape([size for _, size in split])
+    places = {id(a): i for i, (a, _) in enumerate(split) if a is not None}
+    found = [a for dim in view.dims for a in dim]
+    order = [places[id(a)] for a in found if a.axis is not None]
+    rest = [i for i in range(x.ndim) if i not in order]
+    x = x.transpose([*order, *rest]).reshape([x.shape[i] for i in order])
+    sizes = [1 if a.axis is None else a.size for a in found]
+    x = jnp.broadcast_to(x.reshape(sizes), [a.size for a in found])
+    return x.reshape(view.shape)
+
+
 def _conv(node: ConvNode, x: Sequence[jax.Array]) -> jax.Array:
     z = node.conv(x[0], jnp.asarray(node.kernel))
     if node.bias is not None:
         z = z + _channels(node.bias, z)
-    return _UNARY[node.act](z if node.residual is None else z + x[1])
+    z = z if node.residual is None else z + x[1]
+    if node.act == "prelu":
+        return jnp.where(z >= 0, z, _channels(node.slope, z) * z)
+    return _UNARY[node.act](z, *node.params)
 
 
 def _channels(values: Any, like: jax.Array) -> jax.Array:

@@ -8,10 +8,24 @@ import jax
 import numpy as np
 
 from skipconv_jax.ops.geometry import Conv
+from skipconv_jax.program.fold.views import Ref, View
 
-Ref = int
-ACTIVATIONS = ("none", "relu", "relu6", "swish", "logistic", "tanh")
-UNARY = ("relu", "relu6", "swish", "logistic", "tanh", "exp", "abs", "sqrt", "rsqrt", "integer_pow")
+# Element-wise functions by name, and how many parameters each has.
+PARAMETERS = {
+    "clip": 2, "hard_sigmoid": 2, "leaky_relu": 1, "elu": 1, "integer_pow": 0,
+} | dict.fromkeys(
+    (
+        "none", "relu", "relu6", "swish", "logistic", "tanh", "hard_swish", "gelu", "gelu_tanh",
+        "mish", "softplus", "erf", "exp", "log", "abs", "sqrt", "rsqrt", "square",
+    ),
+    0,
+)  # fmt: skip
+UNARY = tuple(PARAMETERS)
+ACTIVATIONS = (
+    "none", "relu", "relu6", "clip", "swish", "logistic", "tanh", "hard_swish", "hard_sigmoid",
+    "leaky_relu", "elu", "gelu", "gelu_tanh", "mish", "softplus",
+)  # fmt: skip
+"""Those that a convolution or a sum takes over."""
 BINARY = ("add", "sub", "mul", "div", "max", "min")
 
 
@@ -36,7 +50,11 @@ class ConvNode(Node):
       weights_sum: its sum.
       scale: `(Co,)` or None, what was folded into the kernel.
       residual: tensor added before the activation, also the last of `inputs`.
-      act: activation after it.
+      act: activation after it, one of `ACTIVATIONS`, or 'prelu'.
+      params: of the activation.
+      slope: `(Co,)` of a 'prelu'.
+      taps: `(*window, Ci)` place of each tap in the kernel that `skip` sees, where rewriting moved
+        them (a strided convolution that took over a space-to-depth); None where nothing moved.
     """
 
     name: str
@@ -48,6 +66,9 @@ class ConvNode(Node):
     scale: np.ndarray | None = None
     residual: Ref | None = None
     act: str = "none"
+    params: tuple[float, ...] = ()
+    slope: np.ndarray | None = None
+    taps: np.ndarray | None = None
 
 
 @dataclasses.dataclass
@@ -60,6 +81,7 @@ class SumNode(Node):
     factors: tuple[int, ...]
     act: str = "none"
     weights: tuple[float, ...] = ()
+    params: tuple[float, ...] = ()
 
     @property
     def terms(self) -> list[tuple[Ref, int, float]]:
@@ -82,6 +104,14 @@ class UnaryNode(Node):
 
     fn: str
     power: int = 1
+    params: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass
+class PReluNode(Node):
+    """x where x >= 0, else slope * x; slope per channel `(C,)`."""
+
+    slope: np.ndarray
 
 
 @dataclasses.dataclass
@@ -100,7 +130,10 @@ class UpsampleNode(Node):
 
 @dataclasses.dataclass
 class PoolNode(Node):
-    """'max' or 'sum' over windows; padding (low, high) of -inf or 0."""
+    """'max', 'sum', 'mean' or 'mean_valid' over windows; padding (low, high) of -inf or 0.
+
+    'mean_valid' divides by the positions of the window that lie inside the map.
+    """
 
     fn: str
     window: tuple[int, ...]
@@ -114,8 +147,85 @@ class SpatialSumNode(Node):
 
 
 @dataclasses.dataclass
+class SpatialMaxNode(Node):
+    """Maximum over all spatial axes; `(B, C)`."""
+
+
+@dataclasses.dataclass
 class ConcatNode(Node):
     """Concatenation along channels."""
+
+
+@dataclasses.dataclass
+class ChannelsNode(Node):
+    """Output channel c is channel `index[c]` of the inputs' channels laid one behind the other."""
+
+    index: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class PadNode(Node):
+    """A constant border: (low, high) rows and columns of `value`."""
+
+    padding: tuple[tuple[int, int], ...]
+    value: float
+
+
+@dataclasses.dataclass
+class CropNode(Node):
+    """Every `strides`-th position from `starts` on, `sizes` of them."""
+
+    starts: tuple[int, ...]
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class ResizeNode(Node):
+    """Separable resampling: output i of an axis is the sum over k of weight[i, k] x[index[i, k]].
+
+    Attributes:
+      taps: per spatial axis index and weight, each `(n, k)`.
+    """
+
+    taps: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+
+@dataclasses.dataclass
+class DepthToSpaceNode(Node):
+    """(B, H, W, s s C) to (B, s H, s W, C); channel (y s + x) C + c goes to place (y, x)."""
+
+    block: int
+
+
+@dataclasses.dataclass
+class SpaceToDepthNode(Node):
+    """The inverse of `DepthToSpaceNode`."""
+
+    block: int
+
+
+@dataclasses.dataclass
+class SoftmaxNode(Node):
+    """exp(x) / sum exp(x) over the channels of each position."""
+
+
+@dataclasses.dataclass
+class ReduceNode(Node):
+    """'sum' or 'max' over the channels of each position, `(B, H, W, 1)`."""
+
+    fn: str
+
+
+@dataclasses.dataclass
+class LayoutNode(Node):
+    """An array of the trace as such: a view of a stored tensor, written out.
+
+    Attributes:
+      view: how it is indexed.
+    """
+
+    view: View
 
 
 @dataclasses.dataclass
@@ -124,8 +234,23 @@ class ReshapeNode(Node):
 
 
 @dataclasses.dataclass
+class CompareNode(Node):
+    """x compared with a scalar: 'gt', 'ge', 'lt', 'le'; or 'ne', with itself. Bool."""
+
+    fn: str
+    value: float
+
+
+@dataclasses.dataclass
 class FlattenNode(Node):
     """Values of maps `(B, h, w, c)` one behind the other, as `(B, n, k)`; k divides every map."""
+
+
+@dataclasses.dataclass
+class SelectNode(Node):
+    """Of `operands` (condition, where false, where true), each a tensor's number or a scalar."""
+
+    operands: tuple[Any, ...]
 
 
 @dataclasses.dataclass

@@ -10,11 +10,20 @@ from skipconv_jax.program.fold.nodes import (
     ACTIVATIONS,
     AffineNode,
     BinaryNode,
+    ChannelsNode,
+    ConcatNode,
     ConvNode,
+    CropNode,
     Graph,
     Node,
     OtherNode,
+    PadNode,
+    PoolNode,
+    PReluNode,
+    ReduceNode,
     Ref,
+    SoftmaxNode,
+    SpaceToDepthNode,
     SumNode,
     UnaryNode,
     UpsampleNode,
@@ -107,32 +116,6 @@ def _swish(graph: Graph) -> None:
     _rewrite(graph, change)
 
 
-def _broadcasts(graph: Graph) -> None:
-    """An operation on two tensors reads one position as it is, not blown up to a map."""
-
-    def source(ref: Ref, index: _Index) -> Ref:
-        maker = index.maker(ref)
-        if not isinstance(maker, OtherNode) or maker.eqn.primitive.name != "broadcast_in_dim":
-            return ref
-        small, shape = graph.avals[maker.inputs[0]].shape, graph.avals[ref].shape
-        plain = maker.eqn.params["broadcast_dimensions"] == tuple(range(len(shape)))
-        one = len(shape) == 4 and small == (shape[0], 1, 1, shape[3])
-        return maker.inputs[0] if plain and one else ref
-
-    def change(node: Node, index: _Index) -> Node | None:
-        if not isinstance(node, BinaryNode):
-            return None
-        left, right = node.inputs
-        shape = graph.avals[node.output].shape
-        for inputs in ((source(left, index), right), (left, source(right, index))):
-            # One of the two keeps the shape of the map.
-            if inputs != node.inputs and shape in (graph.avals[r].shape for r in inputs):
-                return dataclasses.replace(node, inputs=inputs)
-        return None
-
-    _rewrite(graph, change)
-
-
 def _compose_affine(graph: Graph) -> None:
     """Two affine maps in a row are one."""
 
@@ -214,9 +197,205 @@ def _activations(graph: Graph) -> None:
         before = index.sole(node.inputs[0], (ConvNode, SumNode))
         if before is None or before.act != "none":
             return None
-        return dataclasses.replace(before, output=node.output, act=node.fn)
+        return dataclasses.replace(before, output=node.output, act=node.fn, params=node.params)
 
     _rewrite(graph, change)
+
+
+def _prelus(graph: Graph) -> None:
+    """Convolutions take the PReLU that follows them."""
+
+    def change(node: Node, index: _Index) -> Node | None:
+        if not isinstance(node, PReluNode):
+            return None
+        conv = index.sole(node.inputs[0], ConvNode)
+        if conv is None or conv.act != "none":
+            return None
+        return dataclasses.replace(conv, output=node.output, act="prelu", slope=node.slope)
+
+    _rewrite(graph, change)
+
+
+def _pools(graph: Graph) -> None:
+    """A sum over windows divided by their size is a mean; zero borders become padding."""
+
+    def change(node: Node, index: _Index) -> Node | None:
+        if isinstance(node, AffineNode) and node.scale.ndim == 0 and not np.any(node.shift):
+            pool = index.sole(node.inputs[0], PoolNode)
+            if pool is None or pool.fn != "sum":
+                return None
+            size = float(np.prod(pool.window))
+            if not np.isclose(node.scale, 1 / size, rtol=1e-6):
+                return None
+            return dataclasses.replace(pool, output=node.output, fn="mean")
+        if isinstance(node, ConvNode | PoolNode):
+            return _padded(node, index)
+        return None
+
+    _rewrite(graph, change)
+
+
+def _padded(node: Any, index: _Index) -> Node | None:
+    border = index.maker(node.inputs[0])
+    if not isinstance(border, PadNode):
+        return None
+    maximum = isinstance(node, PoolNode) and node.fn == "max"
+    if border.value != (-np.inf if maximum else 0.0) or getattr(node, "fn", "") == "mean_valid":
+        return None
+    conv = node.conv if isinstance(node, ConvNode) else node
+    pads = tuple(
+        (lo + a, hi + b) for (lo, hi), (a, b) in zip(conv.padding, border.padding, strict=True)
+    )
+    inputs = (border.inputs[0], *node.inputs[1:])
+    if isinstance(node, PoolNode):
+        return dataclasses.replace(node, inputs=inputs, padding=pads)
+    spatial = tuple(n - a - b for n, (a, b) in zip(conv.in_spatial, border.padding, strict=True))
+    moved = dataclasses.replace(conv, padding=pads, in_spatial=spatial)
+    return dataclasses.replace(node, inputs=inputs, conv=moved)
+
+
+def _channel_lists(graph: Graph) -> None:
+    """Channels of channels are channels of what those come from."""
+
+    def change(node: Node, index: _Index) -> Node | None:
+        if not isinstance(node, ConcatNode | ChannelsNode):
+            return None
+        if not any(isinstance(index.maker(r), ConcatNode | ChannelsNode) for r in node.inputs):
+            return None
+        table = _channels(node, graph)
+        refs: list[Ref] = []
+        places: list[tuple[Ref, int]] = []
+        for ref, channel in table:
+            maker = index.maker(ref)
+            inner = isinstance(maker, ConcatNode | ChannelsNode)
+            places.append(_channels(maker, graph)[channel] if inner else (ref, channel))
+        refs = list(dict.fromkeys(ref for ref, _ in places))
+        if len(refs) > 8 and len(refs) > len(node.inputs):
+            return None
+        return _picked(refs, places, node.output, graph)
+
+    _rewrite(graph, change)
+
+
+def _channels(node: Any, graph: Graph) -> list[tuple[Ref, int]]:
+    """Input and channel of every output channel."""
+    flat = [(r, c) for r in node.inputs for c in range(graph.avals[r].shape[-1])]
+    return flat if isinstance(node, ConcatNode) else [flat[i] for i in node.index]
+
+
+def _picked(refs: list[Ref], places: list[tuple[Ref, int]], output: Ref, graph: Graph) -> Node:
+    starts, at = {}, 0
+    for ref in refs:
+        starts[ref] = at
+        at += graph.avals[ref].shape[-1]
+    index = tuple(starts[ref] + channel for ref, channel in places)
+    if index == tuple(range(at)):
+        return ConcatNode(tuple(refs), output)
+    return ChannelsNode(tuple(refs), output, index)
+
+
+def _stems(graph: Graph) -> None:
+    """A convolution of every s-th row and column, phase by phase, is one of stride s on the map.
+
+    `Focus` stems and `space_to_depth` before a convolution: the places of the taps are noted, since
+    a gate's kernel is as `skip` saw it.
+    """
+
+    def change(node: Node, index: _Index) -> Node | None:
+        if not isinstance(node, ConvNode) or node.conv.rank != 2 or node.taps is not None:
+            return None
+        conv = node.conv
+        if conv.groups != 1 or conv.dilation != (1, 1):
+            return None
+        found = _phases_of(index.maker(node.inputs[0]), index, graph)
+        if found is None:
+            return None
+        source, block, places = found
+        return _strided(node, source, block, places, graph)
+
+    _rewrite(graph, change)
+
+
+def _phases_of(
+    maker: Node | None, index: _Index, graph: Graph
+) -> tuple[Ref, int, list[tuple[int, int, int]]] | None:
+    """The map, the stride, and row, column and channel of each channel."""
+    if isinstance(maker, SpaceToDepthNode):
+        source, s = maker.inputs[0], maker.block
+        c = graph.avals[source].shape[-1]
+        return source, s, [(k // c // s, k // c % s, k % c) for k in range(s * s * c)]
+    if not isinstance(maker, ConcatNode | ChannelsNode):
+        return None
+    crops = {r: index.maker(r) for r in maker.inputs}
+    known = [m for m in crops.values() if isinstance(m, CropNode)]
+    if len(known) != len(crops) or len({m.inputs[0] for m in known}) != 1:
+        return None
+    source, s = known[0].inputs[0], known[0].strides[0]
+    size = graph.avals[source].shape[1:3]
+    for m in known:
+        whole = tuple(n // s for n in size) == m.sizes and all(n % s == 0 for n in size)
+        if not whole or m.strides != (s, s) or max(m.starts) >= s or s == 1:
+            return None
+    starts = {r: m.starts for r, m in crops.items() if isinstance(m, CropNode)}
+    return source, s, [(starts[r][0], starts[r][1], c) for r, c in _channels(maker, graph)]
+
+
+def _strided(
+    node: ConvNode, source: Ref, s: int, places: list[tuple[int, int, int]], graph: Graph
+) -> ConvNode:
+    conv = node.conv
+    (kh, kw), channels = conv.window, graph.avals[source].shape[-1]
+    kernel = np.zeros((kh * s, kw * s, channels, conv.out_channels), np.float32)
+    taps = np.full((kh * s, kw * s, channels), -1, np.int64)
+    numbers = np.arange(kh * kw * conv.in_channels).reshape(kh, kw, conv.in_channels)
+    for i, (dy, dx, c) in enumerate(places):
+        kernel[dy::s, dx::s, c] = node.kernel[:, :, i]
+        taps[dy::s, dx::s, c] = numbers[:, :, i]
+    if (taps < 0).any():
+        # A position that the convolution does not see: its norm gate would.
+        raise AssertionError("phases without a tap")
+    size = graph.avals[source].shape[1:3]
+    padding = tuple((lo * s, hi * s) for lo, hi in conv.padding)
+    moved = dataclasses.replace(
+        conv,
+        window=(kh * s, kw * s),
+        strides=tuple(n * s for n in conv.strides),
+        padding=padding,
+        in_spatial=size,
+        in_channels=channels,
+    )
+    inputs = (source, *node.inputs[1:])
+    return dataclasses.replace(node, inputs=inputs, kernel=kernel, conv=moved, taps=taps)
+
+
+def _softmax(graph: Graph) -> None:
+    """exp(x - max) / sum of that, over the channels."""
+
+    def change(node: Node, index: _Index) -> Node | None:
+        if not isinstance(node, BinaryNode) or node.fn != "div":
+            return None
+        top, total = index.maker(node.inputs[0]), index.maker(node.inputs[1])
+        if not isinstance(total, ReduceNode) or total.fn != "sum":
+            return None
+        if total.inputs != node.inputs[:1] or not isinstance(top, UnaryNode) or top.fn != "exp":
+            return None
+        centred = index.maker(top.inputs[0])
+        if not isinstance(centred, BinaryNode) or centred.fn != "sub":
+            return None
+        x, largest = centred.inputs[0], _unclipped(centred.inputs[1], index)
+        if isinstance(largest, ReduceNode) and largest.fn == "max" and largest.inputs == (x,):
+            return SoftmaxNode((x,), node.output)
+        return None
+
+    _rewrite(graph, change)
+
+
+def _unclipped(ref: Ref, index: _Index) -> Node | None:
+    """What makes a tensor, a maximum with -inf left out."""
+    maker = index.maker(ref)
+    if isinstance(maker, UnaryNode) and maker.fn == "clip" and maker.params == (-np.inf, np.inf):
+        return index.maker(maker.inputs[0])
+    return maker
 
 
 def _residuals(graph: Graph) -> None:
@@ -246,4 +425,16 @@ def _residuals(graph: Graph) -> None:
     _rewrite(graph, change)
 
 
-REWRITES = (_swish, _broadcasts, _compose_affine, _fold_affine, _sums, _activations, _residuals)
+REWRITES = (
+    _softmax,
+    _swish,
+    _pools,
+    _channel_lists,
+    _compose_affine,
+    _fold_affine,
+    _stems,
+    _sums,
+    _activations,
+    _prelus,
+    _residuals,
+)

@@ -1,0 +1,88 @@
+"""The short form of the fuzzing campaign, and inputs that once got through, one of each kind."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fuzz import campaign
+from fuzz.readers import readers
+from skipconv_jax.training.metrics import JsonLines
+from skipconv_jax.tuning.gate_plan import GatePlan
+
+
+def test_the_short_campaign_finds_nothing(repository):
+    done = subprocess.run(
+        [sys.executable, "-m", "fuzz", "--short"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert not done.returncode, done.stdout + done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1].endswith("of each reader from seed 0: 0 bad")
+
+
+def test_a_reader_that_breaks_is_noticed(tmp_path):
+    """The campaign itself can fail: each kind of breakage is told from the others."""
+
+    def fails(error):
+        def read(folder):
+            raise error
+
+        return campaign.Reader("x", lambda folder: None, read, "*")
+
+    cases = {
+        "internal error": [KeyError("x"), ValueError("two\nlines"), ValueError("")],
+        "refused": [ValueError("one line"), OSError("no such file")],
+        "memory": [MemoryError()],
+    }
+    for kind, errors in cases.items():
+        for error in errors:
+            assert campaign.classify(fails(error), tmp_path, "").kind == kind
+    value = campaign.Reader("x", lambda folder: None, lambda folder: 1, "*")
+    assert campaign.classify(value, tmp_path, campaign.digest(1)).kind == "same"
+    assert campaign.classify(value, tmp_path, campaign.digest(2)).kind == "changed"
+
+
+def test_a_hang_is_noticed(tmp_path, monkeypatch):
+    def read(folder):
+        while True:
+            pass
+
+    monkeypatch.setattr(campaign, "SECONDS", 1)
+    reader = campaign.Reader("x", lambda folder: None, read, "*")
+    assert campaign.classify(reader, tmp_path, "").kind == "hang"
+
+
+def test_every_seed_gives_the_same_input_again(tmp_path):
+    reader = next(r for r in readers() if r.name == "image png")
+    (tmp_path / "example").mkdir()
+    reader.make(tmp_path / "example")
+    for name in ("a", "b"):
+        campaign.damage(reader, tmp_path / "example", tmp_path / name, 7)
+    assert (tmp_path / "a" / "a.png").read_bytes() == (tmp_path / "b" / "a.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"layers": 1.5}, {"layers": {"conv1": []}}, {"notes": []},
+     {"layers": {"conv1": {"kernel": {}}}},
+     {"layers": {"conv1": {"kernel": [3], "gate": {"name": "input_norm", "threshold": 1e999}}}}],
+)  # fmt: skip
+def test_gate_plans_with_lists_for_dictionaries(tmp_path, change):
+    plan = {"format": "skipconv_jax gate plan 1", "policy": "previous", "notes": {}, "layers": {}}
+    (tmp_path / "plan.json").write_text(json.dumps({**plan, **change}))
+    with pytest.raises(ValueError, match=r"`gate plan`.*\$\.") as caught:
+        GatePlan.load(tmp_path / "plan.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b'{"loss": 1}', b"5", b"[]", b'{"step": "x"}'])
+def test_metrics_are_kept_up_to_a_damaged_line(tmp_path, line):
+    good = b'{"step": 1}\n{"step": 2}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(good + line + b'\n{"step": 3}\n')
+    JsonLines(tmp_path / "metrics.jsonl", 9).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == good

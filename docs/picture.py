@@ -7,7 +7,6 @@ closed_loop. It shows where and how much is computed and how far the output is f
 accuracy is another page's subject (docs/results).
 """
 
-import dataclasses
 from pathlib import Path
 
 import cv2
@@ -71,15 +70,23 @@ def main() -> None:
         errors.append(float(jnp.linalg.norm(y - want) / jnp.linalg.norm(want)))
         maps.append(np.asarray(firing_map(table, state, SIZE))[0])
     later = costs[1:]
-    summary = f"{1 / np.mean(later):.1f}x fewer multiplications, output {100 * np.mean(errors):.1f} % off"
+    summary = (
+        f"{1 / np.mean(later):.1f}x fewer multiplications, output {100 * np.mean(errors):.1f} % off"
+    )
     pages = []
     for t in range(FRAMES):
-        left = np.concatenate([label(video[t], "dense: every block, every frame"), bars([1.0] * FRAMES, t, SIZE[1])])
+        left = np.concatenate(
+            [label(video[t], "dense: every block, every frame"), bars([1.0] * FRAMES, t, SIZE[1])]
+        )
         shown = overlay_firing(video[t], maps[t])
-        right = np.concatenate([label(shown, "skipped: the blocks in red"), bars(costs, t, SIZE[1])])
+        right = np.concatenate(
+            [label(shown, "skipped: the blocks in red"), bars(costs, t, SIZE[1])]
+        )
         gap = np.full((left.shape[0], 12, 3), 255, np.uint8)
         pages.append(Image.fromarray(np.concatenate([left, gap, right], 1)).resize((1176, 472)))
-    pages[0].save(OUT, save_all=True, append_images=pages[1:], duration=80, loop=0, quality=55, method=4)
+    pages[0].save(
+        OUT, save_all=True, append_images=pages[1:], duration=80, loop=0, quality=55, method=4
+    )
     print(f"{OUT}: {OUT.stat().st_size} bytes; {summary}; frames {np.round(later, 3)[:8]}")
 
 

@@ -33,9 +33,7 @@ def _with(pattern):
     return [p for p in PAGES if pattern.search(p.read_text(encoding="utf-8"))]
 
 
-@pytest.mark.parametrize(
-    "page", [p for p in _with(EXECUTED) if p.name not in FRAGMENTS], ids=_name
-)
+@pytest.mark.parametrize("page", [p for p in _with(EXECUTED) if p.name not in FRAGMENTS], ids=_name)
 def test_the_programs_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # As a reader's process would run them.
@@ -104,6 +102,14 @@ def _check_python(rest, flags):
     wanted = {name for name in named if not name.startswith("config.")}
     if wanted:
         assert wanted <= flags(command)
+
+
+@pytest.mark.parametrize(
+    "notebook", sorted((REPOSITORY / "docs" / "notebooks").glob("*.ipynb")), ids=_name
+)
+def test_the_notebooks_run(notebook):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    nbclient.NotebookClient(nbformat.read(notebook, as_version=4), timeout=300).execute()
 
 
 def test_the_site_builds_strictly(tmp_path):

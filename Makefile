@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= runs/demo
 
-.PHONY: help demo test lint format lock wheels docs clean
+.PHONY: help demo test quick lint format lock wheels docs clean
 
 help:
 	@echo 'make demo    generate data, train, gate, evaluate, stream; results in $(DEMO_DIR)/ (<= 10 min on 2 cores)'
 	@echo 'make test    the whole test suite'
+	@echo 'make quick   a part of it that touches every package, for the inner loop'
 	@echo 'make lint    formatting, lint and types'
 	@echo 'make docs    the documentation as a site in build/site/'
 	@echo 'make wheels  dist/*.whl with the engine inside, for x86-64 and ARM'
@@ -30,7 +31,10 @@ demo: $(VENV)/.runtime
 	$(BIN)/python -m skipconv_jax demo --workdir $(DEMO_DIR)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m quick
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

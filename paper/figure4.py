@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from matplotlib import pyplot as plt
 from ml_collections import ConfigDict
@@ -31,7 +33,8 @@ from skipconv_jax.commands.evaluate import (
     make_skipped,
 )
 from skipconv_jax.data.synthetic_traffic import TrafficScene, generate
-from skipconv_jax.tasks import DENSE, GATED, build
+from skipconv_jax.models.layers import ConvBN
+from skipconv_jax.tasks import DENSE, GATED, Experiment, build
 from skipconv_jax.tasks.detection.experiment import FLOW
 
 PAPER = (
@@ -48,6 +51,41 @@ SIGNED = "Gumbel, signed"
 METHODS = ("Gumbel", "Output-Norm", "Input-Norm", SIGNED, "interleaved", "feature flow")
 
 
+class TinyDetector(nn.Module):
+    """Seven convolutions in EfficientDet's two halves, which compile at once: for `--quick`."""
+
+    classes: int = 1
+
+    def setup(self) -> None:
+        self.backbone = [ConvBN(8, 3, 2) for _ in range(5)]
+        self.class_net = nn.Conv(9 * self.classes, (3, 3))
+        self.box_net = nn.Conv(9 * 4, (3, 3))
+
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        return self.detect(self.extract(x, train), train)
+
+    def extract(self, x: jax.Array, train: bool = False) -> list[jax.Array]:
+        """Features at strides 8, 16 and 32."""
+        levels = []
+        for layer in self.backbone:
+            x = layer(x, train)
+            levels.append(x)
+        return levels[2:]
+
+    def detect(self, levels: list[jax.Array], train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Class logits and boxes of all anchors."""
+        del train
+        logits = [self.class_net(x).reshape(x.shape[0], -1, self.classes) for x in levels]
+        boxes = [self.box_net(x).reshape(x.shape[0], -1, 4) for x in levels]
+        return jnp.concatenate(logits, axis=1), jnp.concatenate(boxes, axis=1)
+
+
+def experiment_of(where: Setting, config: ConfigDict) -> Experiment:
+    """Network, task and data of a configuration."""
+    experiment = build(config)
+    return dataclasses.replace(experiment, model=TinyDetector()) if where.quick else experiment
+
+
 def config_of(where: Setting, size: str) -> ConfigDict:
     """The configuration of a size, its data written if need be."""
     config = configs.load(f"{ROOT / 'configs' / 'efficientdet_synthetic.py'}:{size}")
@@ -56,8 +94,7 @@ def config_of(where: Setting, size: str) -> ConfigDict:
     if where.quick:
         sequences, scene = 4, TrafficScene(height=64, width=96, frames=4)
         config.input.update({"height": 32, "width": 64})
-        config.model.update({"width": 0.1, "depth": 0.1, "features": 8})
-        config.skip.rules = (("backbone/blocks/*", None), ("*net/*", None))
+        config.skip.rules = (("backbone_0/*", None), ("*_net*", None))
         config.dense.update({"steps": 1, "batch": 2, "warmup": 0})
         config.gated.update({"steps": 1, "batch": 1, "clip_length": 2})
         config.flow.update({"steps": 1, "batch": 1, "clip_length": 2, "width": 1, "pairs": 1})
@@ -97,7 +134,7 @@ class Detector:
     def __init__(self, where: Setting, size: str) -> None:
         self._where, self._size = where, size
         self._config = config_of(where, size)
-        self._experiment = build(self._config)
+        self._experiment = experiment_of(where, self._config)
         self._folder = where.workdir / f"detector-{size}"
         self._compiled: dict[str, Streamed] = {}
 
@@ -110,7 +147,7 @@ class Detector:
         return self._where.row(f"figure4-{self._size}-{name}", computed)
 
     def _weights(self, name: str, config: ConfigDict | None = None, phase: str = "") -> Any:
-        experiment = build(config or self._config)
+        experiment = experiment_of(self._where, config or self._config)
         return trained_weights(self._where, experiment, name, self._folder, 0, phase or name)
 
     def _videos(self) -> Any:
@@ -152,7 +189,8 @@ class Detector:
             self._weights(DENSE)
             weights = self._weights(GATED, config, f"gated-{name}")
             label = f"beta {beta:g}, blocks of {config.skip.gate.block}"
-            return evaluate_skipped(build(config), weights, self._videos(), label)
+            experiment = experiment_of(self._where, config)
+            return evaluate_skipped(experiment, weights, self._videos(), label)
 
         return self._row(f"gumbel-{name}", compute, beta=beta)
 
@@ -162,7 +200,9 @@ class Detector:
         def compute() -> Result:
             weights = self._weights(DENSE)
             if gate not in self._compiled:
-                experiment = build(configs.set_gate(self._config, gate, 1.0, None))
+                experiment = experiment_of(
+                    self._where, configs.set_gate(self._config, gate, 1.0, None)
+                )
                 self._compiled[gate] = make_skipped(experiment, {**weights, "gates": {}})
             ready = self._compiled[gate]
             gates = {name: {"threshold": jnp.float32(threshold)} for name in ready.params["gates"]}

@@ -25,6 +25,75 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TESTS = REPOSITORY / "tests"
+
+# `make quick`: what compiles little, at least one file of every folder (a test holds that).
+QUICK = (
+    "baselines/test_cc_image.py",
+    "baselines/test_interleaved.py",
+    "benchmarks/test_cpu.py",
+    "commands/test_calibrate.py",
+    "compress/test_search.py",
+    "compress/test_svd.py",
+    "data/test_augment.py",
+    "data/test_coco_folder.py",
+    "data/test_detection_pipeline.py",
+    "data/test_jhmdb_folder.py",
+    "data/test_pipeline.py",
+    "data/test_sources.py",
+    "data/test_synthetic_pose.py",
+    "data/test_ua_detrac_folder.py",
+    "gpu/test_hardware.py",
+    "models/test_flow_net.py",
+    "models/test_initialize.py",
+    "native/test_engine.py",
+    "native/test_random_programs.py",
+    "native/test_schema.py",
+    "onnx/test_load.py",
+    "ops/masked_conv/test_dispatch.py",
+    "ops/test_errors.py",
+    "ops/test_gates.py",
+    "ops/test_policies_bound.py",
+    "paper/test_options.py",
+    "plans/test_folded.py",
+    "program/test_canonical.py",
+    "program/test_fold.py",
+    "random_networks/test_random_networks.py",
+    "streaming/test_guards.py",
+    "streaming/test_native_streaming.py",
+    "streaming/test_sources.py",
+    "tasks/test_anchors.py",
+    "tasks/test_average_precision.py",
+    "tasks/test_pose.py",
+    "tasks/test_protocols.py",
+    "test_macs.py",
+    "test_suite.py",
+    "test_transform.py",
+    "training/test_metrics.py",
+    "training/test_optimizer.py",
+    "tuning/test_gate_plan.py",
+    "viz/test_charts.py",
+    "viz/test_draw.py",
+    "warp/test_block_matching.py",
+)
+# Files that take longest go first, so that no worker ends the run alone with one of them.
+LONGEST = (
+    "paper/test_pose.py",
+    "commands/test_commands.py",
+    "plans/test_native.py",
+    "models/test_efficientdet.py",
+    "training/test_loop.py",
+    "ops/test_exactness.py",
+    "native/test_sanitizers.py",
+    "paper/test_figure4.py",
+    "commands/test_detection_commands.py",
+    "warp/test_warp.py",
+    "ops/masked_conv/test_plain.py",
+    "ops/masked_conv/test_pallas_gpu.py",
+    "models/test_hrnet.py",
+    "training/test_step.py",
+    "baselines/test_feature_flow.py",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,6 +107,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
     if not build.why_not() and build.find_library() is None:
         build.build()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is quick, and puts what takes longest first."""
+    order = {name: index for index, name in enumerate(LONGEST)}
+
+    def file(item: pytest.Item) -> str:
+        return item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
+
+    for item in items:
+        if file(item) in QUICK:
+            item.add_marker("quick")
+    items.sort(key=lambda item: order.get(file(item), len(order)))
 
 
 @pytest.fixture(scope="session")

@@ -3,92 +3,20 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 
 from skipconv_jax.native import schema
 from skipconv_jax.native.builder import ProgramBuilder
 from skipconv_jax.native.layout import Ref
+from skipconv_jax.native.operations import Avals, activation, position_shape
+from skipconv_jax.native.schema import MAX_SOURCES
 from skipconv_jax.native.specs import ConvSpec, GateSpec
 from skipconv_jax.ops import AlwaysGate, GumbelGate, InputNormGate, OutputNormGate, policy_name
 from skipconv_jax.ops.gates import Gate, GateParams
 from skipconv_jax.program import fold as g
 from skipconv_jax.transform import Rule
 
-_XLA = (
-    g.ChannelsNode,
-    g.CompareNode,
-    g.CropNode,
-    g.DepthToSpaceNode,
-    g.LayoutNode,
-    g.PReluNode,
-    g.PadNode,
-    g.ReduceNode,
-    g.ResizeNode,
-    g.SelectNode,
-    g.SoftmaxNode,
-    g.SpaceToDepthNode,
-    g.SpatialMaxNode,
-)
-Avals = Mapping[int, jax.ShapeDtypeStruct]
-_ACT = {"logistic": "sigmoid"}
 _FLIPPED = {"mul": "mul", "add": "add", "max": "max", "min": "min", "sub": "rsub", "div": "rdiv"}
-
-
-def position_shape(aval: jax.ShapeDtypeStruct) -> tuple[int, int, int] | None:
-    """(h, w, c) of a tensor `(B, h, w, c)` or `(B, c)`; None where the engine has none such."""
-    if aval.dtype != np.float32 or 0 in aval.shape:
-        return None
-    if len(aval.shape) == 4:
-        return aval.shape[1], aval.shape[2], aval.shape[3]
-    return (1, 1, aval.shape[1]) if len(aval.shape) == 2 else None
-
-
-def why_not(node: g.Node, avals: Avals) -> str:
-    """Why a node can't run in the engine; empty where it can."""
-    if isinstance(node, g.OtherNode):
-        return f"no rule for {node.eqn.primitive.name}"
-    if isinstance(node, _XLA):
-        return f"{type(node).__name__} stays XLA"
-    if isinstance(node, g.ConvNode | g.SumNode) and _act(node.act) not in schema.names("Act"):
-        return f"no kernel for {node.act}"
-    if isinstance(node, g.FlattenNode):
-        return "" if all(position_shape(avals[r]) for r in node.inputs) else "shape or dtype"
-    shapes = [position_shape(avals[r]) for r in (*node.inputs, node.output)]
-    if None in shapes or len({avals[r].shape[0] for r in (*node.inputs, node.output)}) != 1:
-        return "shape or dtype"
-    known = [s for s in shapes if s is not None]
-    match node:
-        case g.ConvNode():
-            negative = any(p < 0 for pair in node.conv.padding for p in pair)
-            return "negative padding" if negative or node.conv.rank != 2 else ""
-        case g.UnaryNode():
-            fits = (
-                node.power == 2
-                if node.fn == "integer_pow"
-                else _act(node.fn) in schema.names("Act")
-            )
-            return "" if fits else f"no kernel for {node.fn}"
-        case g.BinaryNode():
-            return _binary_why_not(node, known)
-        case g.ReshapeNode():
-            return "" if known[0] == known[-1] else "reshape"
-        case g.ConcatNode():
-            return "" if len(node.inputs) <= 8 else "more than 8 inputs"
-    return ""
-
-
-def _binary_why_not(node: g.BinaryNode, shapes: Sequence[tuple[int, int, int]]) -> str:
-    x, y, _ = shapes
-    if node.fn not in schema.names("BinaryKind"):
-        return f"no kernel for {node.fn}"
-    if x[2] == y[2] and (x == y or (1, 1) in (x[:2], y[:2])):
-        return ""
-    return "broadcast"
-
-
-def _act(name: str) -> str:
-    return _ACT.get(name, name)
 
 
 @dataclasses.dataclass
@@ -145,8 +73,13 @@ class Lowering:
             case g.AffineNode():
                 return b.affine(x[0], node.scale, node.shift)
             case g.UnaryNode():
-                square = node.fn == "integer_pow"
-                return b.affine(x[0], act="square" if square else _act(node.fn))
+                return (
+                    self._power(node, x[0])
+                    if node.fn == "integer_pow"
+                    else b.affine(x[0], act=activation(node.fn, node.params))
+                )
+            case g.PReluNode():
+                return b.affine(x[0], act=activation("prelu", (), node.slope, x[0].c))
             case g.BinaryNode():
                 swap = (x[0].h, x[0].w) == (1, 1) and (x[1].h, x[1].w) != (1, 1)
                 return b.binary(_FLIPPED[node.fn] if swap else node.fn, *(x[::-1] if swap else x))
@@ -158,22 +91,63 @@ class Lowering:
                     (node.strides[0], node.strides[1]),
                 )
                 return b.pool(x[0], node.fn, window, strides, node.padding)
-            case g.SpatialSumNode():
-                return b.spatial(x[0], "sum")
+            case g.SpatialSumNode() | g.SpatialMaxNode():
+                return b.spatial(x[0], "max" if isinstance(node, g.SpatialMaxNode) else "sum")
             case g.ConcatNode():
-                return b.concat(x)
+                return self._joined(x)
+            case g.ChannelsNode():
+                return b.channels(x if len(x) <= MAX_SOURCES else [self._joined(x)], node.index)
+            case g.SoftmaxNode():
+                return b.softmax(x[0])
+            case g.ReduceNode():
+                return b.reduce(x[0], node.fn)
             case g.ReshapeNode():
                 return x[0]
+        return self._moved(node, x[0])
+
+    def _moved(self, node: g.Node, x: Ref) -> Ref:
+        """What positions change places in."""
+        b = self.builder
+        match node:
+            case g.PadNode():
+                (top, bottom), (left, right) = node.padding
+                size = x.h + top + bottom, x.w + left + right
+                return b.window(x, (-top, -left), size, value=node.value)
+            case g.CropNode():
+                starts, sizes, strides = (
+                    (v[0], v[1]) for v in (node.starts, node.sizes, node.strides)
+                )
+                return b.window(x, starts, sizes, strides=strides)
+            case g.ResizeNode():
+                return b.resize(x, node.taps[0], node.taps[1])
+            case g.DepthToSpaceNode():
+                return b.depth_to_space(x, (node.block,) * 2, interleaved=node.interleaved)
+            case g.SpaceToDepthNode():
+                return b.space_to_depth(x, (node.block,) * 2, interleaved=node.interleaved)
         raise AssertionError(f"{type(node).__name__} has no lowering")
 
+    def _power(self, node: g.UnaryNode, x: Ref) -> Ref:
+        made = x
+        for _ in range(node.power - 1):
+            made = self.builder.binary("mul", made, x)
+        return made
+
+    def _joined(self, x: list[Ref]) -> Ref:
+        """A concatenation; longer ones than an operation takes are chained."""
+        while len(x) > MAX_SOURCES:
+            x = [self.builder.concat(x[:MAX_SOURCES]), *x[MAX_SOURCES:]]
+        return self.builder.concat(x)
+
     def _sum(self, node: g.SumNode, x: list[Ref]) -> Ref:
-        """At most 8 inputs an operation: longer sums are chained."""
+        """Longer sums than an operation takes are chained."""
         refs, factors, weights = list(x), list(node.factors), list(node.weights)
-        while len(refs) > 8:
-            head = self.builder.add(refs[:8], factors=factors[:8], coefficients=weights[:8])
-            refs, factors = [head, *refs[8:]], [1, *factors[8:]]
-            weights = [1.0, *weights[8:]] if weights else []
-        return self.builder.add(refs, factors=factors, coefficients=weights, act=_act(node.act))
+        n = MAX_SOURCES
+        while len(refs) > n:
+            head = self.builder.add(refs[:n], factors=factors[:n], coefficients=weights[:n])
+            refs, factors = [head, *refs[n:]], [1, *factors[n:]]
+            weights = [1.0, *weights[n:]] if weights else []
+        act = activation(node.act, node.params)
+        return self.builder.add(refs, factors=factors, coefficients=weights, act=act)
 
     def _conv(self, node: g.ConvNode, x: list[Ref]) -> Ref:
         scale = self.scaled.get(node.inputs[0])
@@ -223,7 +197,7 @@ def conv_spec(node: g.ConvNode, policy: str, gate: GateSpec) -> ConvSpec:
         padding=conv.padding,
         dilation=(conv.dilation[0], conv.dilation[1]),
         groups=conv.groups,
-        act=_act(node.act),
+        act=activation(node.act, node.params, node.slope, conv.out_channels),
         policy=policy,
         gate=gate,
     )
@@ -254,7 +228,10 @@ def gate_spec(node: g.ConvNode, gate: Gate, params: GateParams) -> GateSpec:
     if type(gate) is AlwaysGate:
         return GateSpec("always", block=gate.block)
     if type(gate) is GumbelGate:
-        flat = [np.ravel(params["bias"]), np.ravel(params["kernel"])]
+        kernel = np.ravel(params["kernel"])
+        if node.taps is not None:
+            kernel = kernel[node.taps]
+        flat = [np.ravel(params["bias"]), np.ravel(kernel)]
         kind = "magnitude" if gate.sees == "magnitude" else "linear"
         return GateSpec(kind, np.concatenate(flat), gate.block)
     if type(gate) not in (InputNormGate, OutputNormGate):

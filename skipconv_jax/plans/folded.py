@@ -195,7 +195,9 @@ def _finished(
     if _activation(node) in ACTIVATIONS:
         return finish(z, weights["scale"], weights["shift"], residual, _activation(node))
     y = finish(z, weights["scale"], weights["shift"], residual, None)
-    one = g.UnaryNode((0,), 1, node.act)
+    one = g.UnaryNode((0,), 1, node.act, params=node.params)
+    if node.slope is not None:
+        return execute_node(g.PReluNode((0,), 1, node.slope), [y], y.shape)[0]
     return execute_node(one, [y], y.shape)[0]
 
 

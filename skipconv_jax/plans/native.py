@@ -25,10 +25,9 @@ from skipconv_jax.native.builder import ProgramBuilder
 from skipconv_jax.native.lower import (
     Lowering,
     gate_spec,
-    position_shape,
     scaled_inputs,
-    why_not,
 )
+from skipconv_jax.native.operations import position_shape, why_not
 from skipconv_jax.native.program import Program
 from skipconv_jax.ops.gates import GateParams
 from skipconv_jax.plans.folded import XlaPlan, fold_plan

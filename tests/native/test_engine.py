@@ -276,3 +276,28 @@ def test_frame_of_few_channels_as_a_residual() -> None:
         builder.conv(raw, spec, residual=raw)
     with pytest.raises(ValueError, match=r"raw.*drop `raw`"):
         builder.affine(raw, 2.0)
+
+
+def test_scratch_shared_with_a_frame_of_fewer_channels_is_cleared() -> None:
+    """Of a wider map that lay there before, nothing stays in the lanes behind the frame's."""
+    rng = np.random.default_rng(0)
+    builder = native.ProgramBuilder()
+    x = builder.input(24, 24, 3)
+    gate = native.GateSpec("norm", [0.0], 2)
+    first = native.ConvSpec(np.ones((1, 1, 3, 4), np.float32), name="a", gate=gate)
+    builder.output(builder.conv(x, first))
+    wide = builder.channels([builder.affine(x, 2.0)], [0, 1, 2, 2, 1, 0])
+    kernel = rng.normal(size=(3, 3, 6, 4)).astype(np.float32)
+    builder.output(
+        builder.conv(wide, native.ConvSpec(kernel, name="b", padding=((1, 1), (1, 1)), gate=gate))
+    )
+    program = builder.finish()
+    step, state = jax.jit(program.apply), program.init_state(1)
+    frame = rng.normal(size=(1, 24, 24, 3)).astype(np.float32)
+    geometry = {"strides": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1)}
+    for y, x_ in ((0, 0), (7, 3), (15, 12), (8, 20)):
+        frame = frame.copy()
+        frame[0, y, x_] += 1
+        (_, made), state, _ = step(program.constants, state, frame)
+        want = _conv(2 * frame[..., [0, 1, 2, 2, 1, 0]], kernel, geometry, 1)
+        np.testing.assert_allclose(made, want, atol=2e-5)

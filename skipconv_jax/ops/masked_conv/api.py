@@ -1,26 +1,24 @@
 """Which implementation computes a masked convolution, and the call itself."""
 
-from typing import Literal
+import functools
+import importlib
+from typing import cast
 
 import jax
 
 from skipconv_jax.ops.geometry import Conv
-from skipconv_jax.ops.masked_conv import blocks, dense, packed
 from skipconv_jax.ops.masked_conv.epilogue import Epilogue
-from skipconv_jax.ops.masked_conv.pallas import gpu as pallas_gpu
-from skipconv_jax.ops.masked_conv.pallas import tpu as pallas_tpu
 from skipconv_jax.ops.masked_conv.problem import Arrays, Implementation, Problem
 
-Name = Literal["dense", "blocks", "packed", "pallas_tpu", "pallas_gpu"]
-
-_IMPLEMENTATIONS: dict[str, Implementation] = {
-    "dense": dense,
-    "blocks": blocks,
-    "packed": packed,
-    "pallas_tpu": pallas_tpu,
-    "pallas_gpu": pallas_gpu,
+# Modules of this package, imported when they are asked: Pallas alone takes longer than the rest.
+_MODULES = {
+    "dense": "dense",
+    "blocks": "blocks",
+    "packed": "packed",
+    "pallas_tpu": "pallas.tpu",
+    "pallas_gpu": "pallas.gpu",
 }
-IMPLEMENTATIONS = tuple(_IMPLEMENTATIONS)
+IMPLEMENTATIONS = tuple(_MODULES)
 # What `dense` was called in 0.1.0.
 _FORMER_NAMES = {"reference": "dense"}
 
@@ -40,9 +38,14 @@ def implementation_name(name: str | None) -> str | None:
       ValueError: an unknown one.
     """
     known = _FORMER_NAMES.get(name, name) if name is not None else None
-    if known is not None and known not in _IMPLEMENTATIONS:
+    if known is not None and known not in _MODULES:
         raise ValueError(f"`implementation` (={name!r}) must be one of {IMPLEMENTATIONS}, or None.")
     return known
+
+
+@functools.cache
+def _implementation(name: str) -> Implementation:
+    return cast(Implementation, importlib.import_module(f"{__package__}.{_MODULES[name]}"))
 
 
 def why_unsupported(implementation: str, problem: Problem) -> str | None:
@@ -51,14 +54,14 @@ def why_unsupported(implementation: str, problem: Problem) -> str | None:
     Raises:
       ValueError: an unknown implementation.
     """
-    return _IMPLEMENTATIONS[str(implementation_name(implementation))].supports(problem)
+    return _implementation(str(implementation_name(implementation))).supports(problem)
 
 
 def preferred(problem: Problem) -> str:
     """The best implementation that takes the problem on the platform JAX computes on by default."""
     if problem.block >= _SMALLEST_WORTHWHILE_BLOCK:
         for name in _BY_PLATFORM.get(jax.default_backend(), ()):
-            if _IMPLEMENTATIONS[name].supports(problem) is None:
+            if _implementation(name).supports(problem) is None:
                 return name
     return "dense"
 
@@ -107,4 +110,4 @@ def masked_conv(
     name = implementation_name(implementation) or preferred(problem)
     if implementation is not None and (reason := why_unsupported(name, problem)):
         raise NotImplementedError(f"{name}: {reason}")
-    return _IMPLEMENTATIONS[name].masked_conv(problem, arrays)
+    return _implementation(name).masked_conv(problem, arrays)

@@ -129,11 +129,12 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
         case SpatialSumNode():
             return x[0].sum(axis=tuple(range(1, x[0].ndim - 1)))
         case SpatialMaxNode():
-            return x[0].max(axis=tuple(range(1, x[0].ndim - 1)))
+            return x[0].max(axis=tuple(range(1, x[0].ndim - 1))).reshape(shape)
         case ConcatNode():
             return jnp.concatenate(x, axis=-1)
         case ChannelsNode():
-            return jnp.concatenate(x, axis=-1)[..., np.array(node.index)]
+            index = np.array(node.index)
+            return jnp.where(index >= 0, jnp.concatenate(x, axis=-1)[..., index], 0.0)
         case PadNode():
             pads = ((0, 0), *node.padding, (0, 0))
             return jnp.pad(x[0], pads, constant_values=node.value)
@@ -145,18 +146,18 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
         case DepthToSpaceNode():
             b, h, w, c = x[0].shape
             s = node.block
-            split = x[0].reshape(b, h, w, s, s, c // (s * s)).transpose(0, 1, 3, 2, 4, 5)
-            return split.reshape(shape)
+            phases = (c // (s * s), s, s) if node.interleaved else (s, s, c // (s * s))
+            order = (0, 1, 4, 2, 5, 3) if node.interleaved else (0, 1, 3, 2, 4, 5)
+            return x[0].reshape(b, h, w, *phases).transpose(order).reshape(shape)
         case SpaceToDepthNode():
             b, h, w, c = x[0].shape
             s = node.block
-            split = x[0].reshape(b, h // s, s, w // s, s, c).transpose(0, 1, 3, 2, 4, 5)
-            return split.reshape(shape)
+            order = (0, 1, 3, 5, 2, 4) if node.interleaved else (0, 1, 3, 2, 4, 5)
+            return x[0].reshape(b, h // s, s, w // s, s, c).transpose(order).reshape(shape)
         case SoftmaxNode():
             return jax.nn.softmax(x[0], axis=-1)
         case ReduceNode():
-            reduced = x[0].max(-1, keepdims=True) if node.fn == "max" else None
-            return x[0].sum(-1, keepdims=True) if reduced is None else reduced
+            return _REDUCE[node.fn](x[0], axis=-1, keepdims=True)
         case CompareNode():
             if node.fn == "ne":
                 return jnp.isnan(x[0])
@@ -174,6 +175,12 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
     raise AssertionError(f"{type(node).__name__} has no rule")
 
 
+_REDUCE: dict[str, Callable[..., jax.Array]] = {
+    "sum": jnp.sum,
+    "mean": jnp.mean,
+    "max": jnp.max,
+    "min": jnp.min,
+}
 _COMPARE = {"gt": jnp.greater, "ge": jnp.greater_equal, "lt": jnp.less, "le": jnp.less_equal}
 
 

@@ -158,7 +158,10 @@ class ConcatNode(Node):
 
 @dataclasses.dataclass
 class ChannelsNode(Node):
-    """Output channel c is channel `index[c]` of the inputs' channels laid one behind the other."""
+    """Output channel c is channel `index[c]` of the inputs' channels laid one behind the other.
+
+    -1 is a channel of zeros.
+    """
 
     index: tuple[int, ...]
 
@@ -168,7 +171,7 @@ class PadNode(Node):
     """A constant border: (low, high) rows and columns of `value`."""
 
     padding: tuple[tuple[int, int], ...]
-    value: float
+    value: float = 0.0
 
 
 @dataclasses.dataclass
@@ -193,9 +196,14 @@ class ResizeNode(Node):
 
 @dataclasses.dataclass
 class DepthToSpaceNode(Node):
-    """(B, H, W, s s C) to (B, s H, s W, C); channel (y s + x) C + c goes to place (y, x)."""
+    """(B, H, W, s s C) to (B, s H, s W, C).
+
+    Channel (y s + x) C + c goes to place (y, x); `interleaved`: channel c s s + y s + x (ONNX's
+    CRD, torch's PixelShuffle).
+    """
 
     block: int
+    interleaved: bool = False
 
 
 @dataclasses.dataclass
@@ -203,6 +211,7 @@ class SpaceToDepthNode(Node):
     """The inverse of `DepthToSpaceNode`."""
 
     block: int
+    interleaved: bool = False
 
 
 @dataclasses.dataclass
@@ -212,7 +221,7 @@ class SoftmaxNode(Node):
 
 @dataclasses.dataclass
 class ReduceNode(Node):
-    """'sum' or 'max' over the channels of each position, `(B, H, W, 1)`."""
+    """'sum', 'mean', 'max' or 'min' over the channels of each position, `(B, H, W, 1)`."""
 
     fn: str
 

@@ -420,6 +420,7 @@ def _residuals(graph: Graph) -> None:
             output=node.output,
             residual=other,
             act=node.act,
+            params=node.params,
         )
 
     _rewrite(graph, change)

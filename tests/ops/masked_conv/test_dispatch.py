@@ -11,6 +11,7 @@ from skipconv_jax.ops import IMPLEMENTATIONS
 from skipconv_jax.ops.masked_conv import (
     Epilogue,
     api,
+    blocks,
     implementation_name,
     masked_conv,
     preferred,
@@ -47,8 +48,9 @@ class _Spy:
 def test_dispatch_by_platform_with_fallback(monkeypatch, platform, case, chosen):
     keywords, arrays = drawn(**case)
     used = []
-    for name, implementation in list(api._IMPLEMENTATIONS.items()):
-        monkeypatch.setitem(api._IMPLEMENTATIONS, name, _Spy(name, implementation.supports, used))
+    real = api._implementation
+    spies = {name: _Spy(name, real(name).supports, used) for name in IMPLEMENTATIONS}
+    monkeypatch.setattr(api, "_implementation", spies.__getitem__)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     hopper = types.SimpleNamespace(compute_capability="9.0", device_kind="H200")
     monkeypatch.setattr(jax, "devices", lambda: [hopper])
@@ -64,7 +66,7 @@ def test_an_error_inside_an_implementation_is_not_a_case_it_lacks(monkeypatch, e
     def fail(problem, arrays):
         raise error("a bug")
 
-    monkeypatch.setattr(api.blocks, "masked_conv", fail)
+    monkeypatch.setattr(blocks, "masked_conv", fail)
     for name in (None, "blocks"):
         with pytest.raises(error, match=r"^a bug$"):
             masked_conv(*arrays, **keywords, implementation=name)

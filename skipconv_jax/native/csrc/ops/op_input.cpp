@@ -79,6 +79,8 @@ void input_rect(Run& run, const Op& o, View& out, const Item& item, float* line)
         if (delta) delta[c] = d;
         change += std::fabs(d);
       }
+      // The scratch may have been a wider map's.
+      if (delta) std::memset(delta + t.C, 0, sizeof(float) * (t.Cs - t.C));
       if (out.m) out.m[(long)y * t.Wp + x] = change;
       out.touch(y, x, change);
     }

@@ -233,6 +233,7 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
     if stale := _schema().stale():
         raise BuildError(stale)
     target = folders[0] / library_name()
+    target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target.parent):
         if not is_whole(target):
             _build_to(target, cxx, headers)

@@ -6,6 +6,7 @@ gates (no training, a threshold each), predictions copied between key frames, an
 with a trained flow network.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial

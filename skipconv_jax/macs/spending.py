@@ -60,10 +60,11 @@ def _mean_fired(row: Row, masks: Fired) -> jax.Array:
             f"`masks` (layer {row.name!r}, a mask of {mask.shape[1:]} blocks) must have {grid}; "
             "use those of a frame of the size the table was made for."
         )
-    # Ragged edge blocks hold fewer positions, so blocks are weighted by their size.
+    # Ragged edge blocks hold fewer positions, so blocks are weighted by their size; divided last,
+    # because whole numbers add up exactly: where everything fires the share is 1.
     sizes = jnp.asarray(row.conv.block_sizes(row.gate.block), mask.dtype)
-    share = (mask * (sizes / sizes.sum())[None]).reshape(-1, row.calls * sizes.size)
-    return share.sum(axis=1) / row.calls
+    positions = (mask * sizes[None]).reshape(-1, row.calls * sizes.size)
+    return positions.sum(axis=1) / (row.calls * sizes.sum())
 
 
 def spent(table: Table, masks: Fired) -> dict[str, jax.Array]:

@@ -9,7 +9,7 @@ another one. Imports the standard library only: the build loads it by path.
 import hashlib
 import pathlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 CELL = 4  # side, in pixels, of the cells in which change is tracked
 PANEL = 32  # output channels of one packed weight panel
@@ -122,7 +122,7 @@ def pack(record: Sequence[str], values: Mapping[str, int | float | Sequence[int]
     out: list[int] = []
     for name, size, kind in known:
         value = values.get(name, 0)
-        row = [value] if isinstance(value, int | float) else list(value)
+        row = list(value) if isinstance(value, Iterable) else [value]
         if len(row) > size:
             raise ValueError(f"`{name}` (={row}) must be at most {size} words.")
         for v in [*row, *[0] * (size - len(row))]:

@@ -100,7 +100,7 @@ class Run:
         self.layers = {n: rule for n, (_, rule) in self.net.layers(variables, x).items()}
         key = jax.random.key(case.network.seed)
         self.params, self.start = self.net.init(variables, x, key=key)
-        self.plan = compile_plan(self.net, self.params, x, winograd=case.winograd)
+        self.plan = compile_plan(self.net, self.params, x, engine="native", winograd=case.winograd)
 
     @functools.cached_property
     def clip(self) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ Each campaign ends by finishing what was killed and comparing it with what was n
 """
 
 import argparse
+import atexit
 import json
 import os
 import random
@@ -39,6 +40,12 @@ def _kill(process: subprocess.Popen[bytes], least: float, most: float, rng: rand
     return running
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and its children, if they are still there."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def _first_line(log: Path, process: subprocess.Popen[bytes]) -> None:
     """Waits until a training writes: before that there is nothing to lose."""
     size = log.stat().st_size if log.exists() else 0
@@ -60,6 +67,8 @@ def training(kills: int, rng: random.Random, folder: Path, look: bool = False) -
         process = _start(
             [sys.executable, "-m", "tests.training.toy", str(folder), str(_STEPS), how]
         )
+        # Also when this campaign itself is stopped: nothing may train on.
+        atexit.register(_end, process)
         _first_line(log, process)
         until = time.monotonic() + rng.uniform(0, 2)
         while look and time.monotonic() < until and process.poll() is None:
@@ -149,6 +158,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     rng = random.Random(options.seed)
     print(f"seed {options.seed}")
+    # `kill` and `timeout` end it as an exit does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     campaigns: list[tuple[str, int, Callable[[int, random.Random, Path], str]]] = [
         ("training", options.training, training),
         ("preparing", options.preparing, preparing),

@@ -151,7 +151,9 @@ def load_weights(experiment: Experiment, spec: str | Path) -> tuple[str, dict[st
             "runs/hrnet_synthetic/gated, or a .pth or .safetensors file; train first with "
             "`python train.py --config ...`."
         )
-    checkpoints = Checkpoints(folder, newest_whole=NEWEST_WHOLE.value)
+    # Also called from Python, where no command line was read.
+    whole = flags.FLAGS.is_parsed() and bool(NEWEST_WHOLE.value)
+    checkpoints = Checkpoints(folder, newest_whole=whole)
     step, weights = checkpoints.weights()
     checkpoints.close()
     return f"{folder.parent.name}@{step}", weights

@@ -161,6 +161,7 @@ class Checkpoints:
 
     def _newest(self, read: Callable[[int], T]) -> tuple[int, T]:
         while True:
+            before = self.steps()
             step = self.latest
             if step is None:
                 raise ValueError(
@@ -173,7 +174,8 @@ class Checkpoints:
                     return step, read(step)
             # Orbax raises whatever its parts raise: KeyError, NotImplementedError, TensorStore's...
             except Exception as error:
-                if self._gone(step):
+                # Orbax looks at every step: a training may have removed any of them meanwhile.
+                if self._gone(step) or self.steps() != before:
                     continue
                 raise ValueError(
                     f"`directory` (={self.directory}) must hold a checkpoint of this "

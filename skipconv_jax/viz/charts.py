@@ -75,14 +75,13 @@ def stream_chart(rows: Sequence[Mapping[str, Any]], dense_gmac: float, path: Pat
     axes[0].plot(frames, cost, color=_COLOURS[0], lw=1.2, label=f"skipped (mean {cost.mean():.4g})")
     axes[0].axhline(dense_gmac, color="0.4", ls="--", lw=1, label=f"dense ({dense_gmac:.4g})")
     axes[0].set_ylabel("GMAC / frame")
-    for colour, stage in zip(_cycle(rows[0]["firing"]), rows[0]["firing"], strict=True):
-        shares = [100 * row["firing"][stage] for row in rows]
-        axes[1].plot(frames, shares, lw=1, color=colour, label=stage)
-    axes[1].set_ylabel("fired, % of MACs")
+    _draw_firing(axes[1], frames, rows)
     axes[2].plot(frames, [row["ms"] for row in rows], color=_COLOURS[2], lw=1, label="time")
     axes[2].set_ylabel("ms / frame")
     axes[2].set_xlabel("frame")
     for axis in axes:
+        if axis.images:
+            continue
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.25)
         for row in rows:
@@ -91,6 +90,21 @@ def stream_chart(rows: Sequence[Mapping[str, Any]], dense_gmac: float, path: Pat
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _draw_firing(axis: Any, frames: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line per stage, or a row of an image where they are too many to tell apart."""
+    stages = list(rows[0]["firing"])
+    shares = np.asarray([[100 * row["firing"][stage] for stage in stages] for row in rows])
+    if len(stages) <= _MOST_LINES:
+        for colour, stage, line in zip(_cycle(stages), stages, shares.T, strict=True):
+            axis.plot(frames, line, lw=1, color=colour, label=stage)
+        axis.set_ylabel("fired, % of MACs")
+        return
+    extent = (frames[0] - 0.5, frames[-1] + 0.5, len(stages), 0)
+    image = axis.imshow(shares.T, aspect="auto", extent=extent, vmin=0, vmax=100, cmap="magma")
+    axis.figure.colorbar(image, ax=axis, label="fired, % of MACs", pad=0.01)
+    axis.set_ylabel(f"layer (of {len(stages)})")
 
 
 def stage_chart(firing: Mapping[str, float], path: Path, title: str = "") -> None:
@@ -105,6 +119,9 @@ def stage_chart(firing: Mapping[str, float], path: Path, title: str = "") -> Non
     axis.set_title(title, fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+_MOST_LINES = 12
 
 
 def _cycle(keys: Any) -> list[str]:

@@ -91,15 +91,17 @@ class ProgramBuilder:
         self._record(kind, out, sources, **fields)
         return out
 
-    def input(self, h: int, w: int, c: int, *, raw: bool = False) -> Ref:
-        """A frame `(B, h, w, c)`, float32.
+    def input(
+        self, h: int, w: int, c: int, *, raw: bool = False, channels_first: bool = False
+    ) -> Ref:
+        """A frame `(B, h, w, c)`, float32, given as `(B, c, h, w)` if `channels_first`.
 
         `raw` keeps c channels unpadded: for direct convolutions that read it as their input only.
         """
         out = self._tensor(h, w, c, raw=raw)
         self._tensors[out.index].needs_cur = True
         self._inputs.append((h, w, c))
-        self._record("input", out, [], io=len(self._inputs) - 1)
+        self._record("input", out, [], io=len(self._inputs) - 1, mode=int(channels_first))
         return out
 
     # -- convolutions ------------------------------------------------------------------------------

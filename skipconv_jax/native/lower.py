@@ -1,7 +1,7 @@
 """Nodes of a folded graph to operations of the native engine."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Lowering:
       gates: parameters of their gates.
       refs: tensors of the graph that the program holds.
       flat: what it returns one behind the other.
+      channels_first: frames that are given so.
       scaled: products that the convolutions reading them make, by what `scaled_inputs` finds.
     """
 
@@ -40,6 +41,7 @@ class Lowering:
     refs: dict[int, Ref] = dataclasses.field(default_factory=dict)
     flat: dict[int, list[Ref]] = dataclasses.field(default_factory=dict)
     scaled: Mapping[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    channels_first: Collection[int] = ()
 
     def input(self, ref: int, readers: Sequence[g.Node]) -> None:
         """A tensor that enters the program."""
@@ -47,7 +49,8 @@ class Lowering:
         raw = c < 16 and all(
             isinstance(n, g.ConvNode) and n.conv.groups == 1 and n.residual != ref for n in readers
         )
-        self.refs[ref] = self.builder.input(h, w, c, raw=raw)
+        first = ref in self.channels_first
+        self.refs[ref] = self.builder.input(h, w, c, raw=raw, channels_first=first)
 
     def output(self, ref: int) -> None:
         """A tensor that leaves it."""

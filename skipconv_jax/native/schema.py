@@ -84,7 +84,7 @@ OP = (
     "ref", "acc",  # reference tiles, accumulated norms
     "sig",  # last threshold seen, last mask
     "io",  # external buffer
-    "mode",  # which pool, binary, ...; columns of one tile of a convolution
+    "mode",  # which pool, binary, ...; columns of one tile of a convolution; 1: channels first
     "count",  # bytes of weights; runs of a `channels`; floats of an external buffer
     "top",  # largest |x| per block and channel of a scaled input
     "table",  # offset in the table of integers

@@ -31,6 +31,7 @@ from skipconv_jax.plans.base import FirstLayer, Plan, shapes_of, unused
 from skipconv_jax.plans.plain import first_name, once
 from skipconv_jax.program import fold as g
 from skipconv_jax.program.fold.execute import execute_node
+from skipconv_jax.program.fold.views import is_whole
 from skipconv_jax.program.walk import number_of_streams
 from skipconv_jax.transform import Rule, SkipNet
 
@@ -72,6 +73,7 @@ class NativePlan(Plan):
       layers: rule of every Skip-Convolution.
       gates: parameters of their gates, as they were compiled.
       keep_outputs: the state holds the outputs, and a frame writes where they changed.
+      channels_first: frames that enter as `(B, C, H, W)`.
     """
 
     graph: g.Graph
@@ -80,6 +82,7 @@ class NativePlan(Plan):
     layers: Mapping[str, Rule]
     gates: Mapping[str, GateParams]
     keep_outputs: bool = False
+    channels_first: frozenset[int] = frozenset()
 
     engine = "native"
 
@@ -254,7 +257,15 @@ class NativePlan(Plan):
             self.graph, nodes=kept[::-1], outputs=[last.output], tree=jax.tree.structure(0)
         )
         table = self.table.without({r.name for r in self.table.rows} - {last.name})
-        return _compiled(graph, table, self.frame, self.layers, self.gates, why="first layer")
+        return _compiled(
+            graph,
+            table,
+            self.frame,
+            self.layers,
+            self.gates,
+            channels_first=self.channels_first,
+            why="first layer",
+        )
 
     def _as_positions(self, value: jax.Array, ref: int) -> jax.Array:
         shape = position_shape(self.graph.avals[ref])
@@ -357,14 +368,39 @@ def _compiled(
     *,
     winograd: bool = True,
     keep_outputs: bool = False,
+    channels_first: frozenset[int] = frozenset(),
     why: str,
 ) -> NativePlan:
+    graph, first = _frames_as_given(graph)
+    first |= channels_first
     before, segments = _partition(graph)
     for segment in segments:
-        _fill(segment, graph, layers, gates, winograd)
+        _fill(segment, graph, layers, gates, winograd, first)
+    segs = tuple(segments)
     return NativePlan(
-        table, frame, why, graph, tuple(before), tuple(segments), layers, gates, keep_outputs
+        table, frame, why, graph, tuple(before), segs, layers, gates, keep_outputs, first
     )
+
+
+def _frames_as_given(graph: g.Graph) -> tuple[g.Graph, frozenset[int]]:
+    """Frames that are channels first and read by the engine alone enter it as they are."""
+    readers = {ref: [n for n in graph.nodes if ref in n.inputs] for ref in graph.inputs}
+    moved: dict[int, g.LayoutNode] = {}
+    for ref, nodes in readers.items():
+        aval = graph.avals[ref]
+        if len(nodes) != 1 or len(aval.shape) != 4 or aval.dtype != np.float32:
+            continue
+        (node,) = nodes
+        if not isinstance(node, g.LayoutNode) or is_whole(node.view, aval.shape) != (0, 2, 3, 1):
+            continue
+        after = [n for n in graph.nodes if node.output in n.inputs]
+        if node.output not in graph.outputs and not any(why_not(n, graph.avals) for n in after):
+            moved[ref] = node
+    gone = {id(n) for n in moved.values()}
+    nodes = [n for n in graph.nodes if id(n) not in gone]
+    inputs = [moved[ref].output if ref in moved else ref for ref in graph.inputs]
+    first = frozenset(n.output for n in moved.values())
+    return dataclasses.replace(graph, nodes=nodes, inputs=inputs), first
 
 
 def why_unsupported(graph: g.Graph, layers: Mapping[str, Rule]) -> str:
@@ -430,10 +466,13 @@ def _fill(
     layers: Mapping[str, Rule],
     gates: Mapping[str, GateParams],
     winograd: bool,
+    channels_first: frozenset[int],
 ) -> None:
     scaled = scaled_inputs(graph, segment.nodes)
     builder = ProgramBuilder(winograd=winograd)
-    lowering = Lowering(builder, graph.avals, layers, gates, scaled=scaled)
+    lowering = Lowering(
+        builder, graph.avals, layers, gates, scaled=scaled, channels_first=channels_first
+    )
     for ref in segment.inputs:
         lowering.input(ref, [n for n in segment.nodes if ref in n.inputs])
     for node in segment.nodes:

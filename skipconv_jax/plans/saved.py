@@ -77,6 +77,10 @@ def _check_whole(plan: NativePlan) -> None:
             "`plan` must run in one native call to be saved; XLA runs a part of it:\n"
             + plan.report()
         )
+    if plan.channels_first:
+        raise ValueError(
+            "`plan` must take frames (B, H, W, C) to be saved; this one takes them channels first."
+        )
     made = set(plan.segments[0].outputs)
     for output in graph.outputs:
         if not isinstance(output, int) or output not in made:

@@ -57,16 +57,42 @@ void input_row(View& out, const float* row, int y, const Rect& r, bool fresh, fl
   }
 }
 
+// Rows of a frame as they are stored, channels last.
+struct Rows {
+  const float* first;
+  long pitch;
+  const float* row(int y) const { return first + y * pitch; }
+};
+
 const float* frame_of(const Run& run, const Op& o, const Tensor& t, int s) {
   return run.call.in[o.io] + (long)s * t.H * t.W * t.C;
 }
 
-void input_rect(Run& run, const Op& o, View& out, const Item& item, float* line) {
+// Channels first (`mode` 1): the item's rows are written out channels last.
+Rows rows_of(const Run& run, const Op& o, const Tensor& t, const Item& item, float* local) {
+  const float* frame = frame_of(run, o, t, item.s);
+  const long pitch = (long)t.W * t.C, plane = (long)t.H * t.W;
+  if (o.mode == 0) return {frame + item.r.y0 * pitch, pitch};
+  for (int y = item.r.y0; y < item.r.y1; y++) {
+    const float* from = frame + (long)y * t.W;
+    float* to = local + (y - item.r.y0) * pitch;
+    if (t.C == 3) {
+      const float *a = from, *b = from + plane, *c = b + plane;
+      for (int x = 0; x < t.W; x++) to[3 * x] = a[x], to[3 * x + 1] = b[x], to[3 * x + 2] = c[x];
+      continue;
+    }
+    for (int c = 0; c < t.C; c++)
+      for (int x = 0; x < t.W; x++) to[(long)x * t.C + c] = from[c * plane + x];
+  }
+  return {local, pitch};
+}
+
+void input_rect(Run& run, const Rows& rows, View& out, const Item& item, float* line) {
   const Tensor& t = *out.t;
   const bool fresh = run.fresh(item.s);
   const Rect& r = item.r;
   for (int y = r.y0; y < r.y1; y++) {
-    const float* row = frame_of(run, o, t, item.s) + ((long)y * t.W + r.x0) * t.C;
+    const float* row = rows.row(y - r.y0);
     if (t.C == t.Cs) {
       input_row(out, row, y, r, fresh, line);
       continue;
@@ -90,11 +116,11 @@ void input_rect(Run& run, const Op& o, View& out, const Item& item, float* line)
   }
 }
 
-bool input_differs(const Run& run, const Op& o, const View& out, const Item& item) {
+bool input_differs(const Rows& rows, const View& out, const Item& item) {
   const Tensor& t = *out.t;
   const Rect& r = item.r;
   for (int y = r.y0; y < r.y1; y++) {
-    const float* row = frame_of(run, o, t, item.s) + ((long)y * t.W + r.x0) * t.C;
+    const float* row = rows.row(y - r.y0);
     if (t.C == t.Cs) {
       if (differs(row, out.cur + out.at(y, r.x0), t.C * r.w())) return true;
       continue;
@@ -110,9 +136,11 @@ void input_item(void* ctx, int tid, int i) {
   const Op& o = *run.op;
   const Item& item = run.items[i];
   View out = run.view(o.out, item.s);
-  if (run.fresh(item.s) || input_differs(run, o, out, item))
-    return input_rect(run, o, out, item,
-                      run.memory[tid].get((size_t)item.r.w() * (out.t->C + 1) + 64));
+  const Tensor& t = *out.t;
+  const size_t line = (size_t)item.r.w() * (t.C + 1) + 64;
+  float* local = run.memory[tid].get(line + (size_t)item.r.h() * item.r.w() * t.C);
+  const Rows rows = rows_of(run, o, t, item, local + line);
+  if (run.fresh(item.s) || input_differs(rows, out, item)) return input_rect(run, rows, out, item, local);
   if (out.stale_in(item.r)) out.clean(item.r);
 }
 

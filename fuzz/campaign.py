@@ -78,6 +78,14 @@ def damage(reader: Reader, example: Path, folder: Path, seed: int) -> None:
     path.write_bytes(mutate(path.read_bytes(), rng, path.suffix == ".json"))
 
 
+def _peak() -> int:
+    """Most bytes this program has held. `ru_maxrss` would count those of the process it was
+    started from, as Linux keeps them over `exec`."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
 def worker(name: str, first: int, count: int, log: Path) -> None:
     """Runs a batch; each line of the log is one outcome, begun before it is known."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -95,7 +103,7 @@ def worker(name: str, first: int, count: int, log: Path) -> None:
             damage(reader, example, folder, seed)
             outcome = classify(reader, folder, whole)
             shutil.rmtree(folder)
-            if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > BYTES:
+            if _peak() > BYTES:
                 outcome = Outcome("memory", outcome.note)
             out.write(json.dumps({"seed": seed, **dataclasses.asdict(outcome)}) + "\n")
             out.flush()

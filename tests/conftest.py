@@ -56,6 +56,7 @@ QUICK = (
     "ops/test_policies_bound.py",
     "paper/test_options.py",
     "plans/test_folded.py",
+    "presets/test_presets.py",
     "program/test_canonical.py",
     "program/test_fold.py",
     "random_networks/test_random_networks.py",

@@ -11,8 +11,9 @@ import numpy as np
 
 from skipconv_jax import macs
 from skipconv_jax.commands.evaluate import with_gates
+from skipconv_jax.plans import compile_plan
 from skipconv_jax.program.canonical import for_this_backend
-from skipconv_jax.streaming.runner import make_streamer
+from skipconv_jax.streaming.runner import Runner
 from skipconv_jax.streaming.sources import FrameSource, VideoError
 from skipconv_jax.tasks.given.experiment import GivenExperiment
 from skipconv_jax.viz.tables import markdown
@@ -74,6 +75,7 @@ def compare(
     source: FrameSource,
     count: int,
     start: int,
+    engine: str = "auto",
 ) -> Agreement:
     """Runs both over the same frames, without a reset.
 
@@ -83,13 +85,14 @@ def compare(
       source: of frames.
       count: most frames; 0 for all.
       start: first frame.
+      engine: of the skipped network; the dense one is XLA's.
 
     Raises:
       VideoError: too few frames.
     """
     params, net = with_gates(experiment, weights), experiment.net()
     frames = _frames(experiment, source, count, start)
-    state = net.init(params["model"], experiment.frame(), key=jax.random.key(0))[1]
+    plan = compile_plan(net, params, frames[0], engine=engine)
 
     def both(outputs: Any) -> Any:
         return outputs, None if experiment.task is None else experiment.read(outputs)
@@ -97,10 +100,10 @@ def compare(
     def dense_run(variables: Any, piece: Any) -> Any:
         return jax.lax.map(lambda x: both(experiment.predict(variables, x)), piece)
 
-    table = experiment.table(net)
-    skipped = make_streamer(net, table, both)
+    table, runner = plan.table, Runner(plan, both)
+    state = runner.init()
     dense = jax.jit(for_this_backend(dense_run)).lower(params["model"], frames[:_PIECE]).compile()
-    skipped = skipped.lower(params, state, frames[:_PIECE]).compile()  # type: ignore[attr-defined]
+    skipped = runner.piece.lower(plan.constants, state, frames[:_PIECE]).compile()  # type: ignore[attr-defined]
     scorer = None if experiment.task is None else experiment.scorer()
     errors: list[float] = []
     spent, ms, dense_ms, objects = 0.0, 0.0, 0.0, 0
@@ -109,7 +112,7 @@ def compare(
         began = time.perf_counter()
         wanted, truth = jax.device_get(dense(params["model"], piece))
         between = time.perf_counter()
-        state, reading = skipped(params, state, piece)
+        state, reading = skipped(plan.constants, state, piece)
         (got, found), cost = jax.device_get((reading.outputs, reading.macs))
         ms += time.perf_counter() - between
         dense_ms += between - began

@@ -83,6 +83,7 @@ def test_agreement_falls_where_change_is_missed(detector, video):
             Source(str(video)),
             0,
             0,
+            "plain",
         )
         for threshold in (1e-2, 1e6)
     )

@@ -69,7 +69,7 @@ for frame in (x, x + 1, x + 1):
     got, made, masks = plan.step(made, frame)
     assert (got == y).all()
     assert (plan.fired(masks)["kernel"] == state["kernel"].fired).all()
-assert plan.report() == native.status()
+assert plan.report() == f"net.apply in XLA: {native.status()}"
 """
     first = _python(code, repository, SKIPCONV_JAX_NATIVE="0").splitlines()[0]
     assert first == "skipconv_jax: plain XLA (switched off by SKIPCONV_JAX_NATIVE)"

@@ -4,6 +4,11 @@
 attention are left out: they repeat operators that have cases of their own, at half of the time.
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from skipconv_jax.onnx import conformance
@@ -54,7 +59,7 @@ def test_what_is_refused_is_named(cases: list[conformance.Case]) -> None:
 def test_all_others_pass(cases: list[conformance.Case], part: int) -> None:
     tested = [c for c in cases if not conformance.refused(c) and "attention" not in c.name]
     assert len(tested) >= 950
-    chosen = tested[part::4]
+    chosen = [c for c in tested[part::4] if not _needs_usual_compile(c.name)]
     problems = {
         case.name: problem
         for group in conformance.groups(chosen)
@@ -62,3 +67,26 @@ def test_all_others_pass(cases: list[conformance.Case], part: int) -> None:
         if problem
     }
     assert not problems
+
+
+def _needs_usual_compile(name: str) -> bool:
+    """Under the suite's cheap compile flags XLA rounds to these types differently."""
+    return "FNUZ" in name
+
+
+_USUAL = """
+from skipconv_jax.onnx import conformance
+chosen = [c for c in conformance.cases() if "FNUZ" in c.name and not conformance.refused(c)]
+assert len(chosen) >= 20, len(chosen)
+for group in conformance.groups(chosen):
+    for case, problem in zip(group, conformance.run(group), strict=True):
+        assert not problem, (case.name, problem)
+"""
+
+
+def test_the_rest_pass_as_users_compile(repository: Path) -> None:
+    pytest.importorskip("onnx")
+    env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(repository)}
+    command = [sys.executable, "-c", _USUAL]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr[-3000:]

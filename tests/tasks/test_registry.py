@@ -120,7 +120,7 @@ def _config(task, model):
 
 
 def test_every_folder_is_a_task():
-    assert registry.names() == ["classification", "detection", "pose"]
+    assert registry.names() == ["classification", "detection", "given", "pose"]
 
 
 @pytest.mark.parametrize("name", ["brightness", "own_task:Brightness"])
@@ -160,7 +160,11 @@ def test_a_task_of_one_s_own_is_trained_and_evaluated(own, tmp_path):
 @pytest.mark.parametrize(
     ("task", "model", "message"),
     [
-        ("segmentation", "hrnet", r"must be one of \['classification', 'detection', 'pose'\]"),
+        (
+            "segmentation",
+            "hrnet",
+            r"must be one of \['classification', 'detection', 'given', 'pose'\]",
+        ),
         ("own_task:missing", "x", r"`config.task` .* must be `module:object` that can be imported"),
         ("no_such_module:build", "x", "No module named 'no_such_module'"),
         ("own_task:nothing", "x", "must name a function that returns a skipconv_jax.tasks.Exp"),

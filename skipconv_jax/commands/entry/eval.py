@@ -101,7 +101,7 @@ def _agreement() -> None:
         )
     experiment, weights = brought.experiment(common.gate_flags(), _POLICY.value)
     found = agreement.compare(
-        experiment, weights, open_source(_VIDEO.value), _FRAMES.value, _START.value
+        experiment, weights, open_source(_VIDEO.value), _FRAMES.value, _START.value, _ENGINE.value
     )
     agreement.write(found, brought.workdir())
     print(json.dumps(found.to_dict(), indent=1) if _JSON.value else agreement.report(found))

@@ -6,10 +6,10 @@ number. Its values at fixed points tell which: `x * sigmoid(x)`, `x / (1 + exp(-
 the function found must then agree at every point.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import special
 
 Function = Callable[..., np.ndarray]
 
@@ -38,7 +38,14 @@ def _hard_line(y: np.ndarray) -> list[float]:
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return special.expit(x)
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def _each(function: Callable[[float], float]) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: np.array([function(float(v)) for v in x])
+
+
+_erf, _erfc = _each(math.erf), _each(math.erfc)
 
 
 def _none(_: np.ndarray) -> list[float]:
@@ -62,7 +69,7 @@ FUNCTIONS: Sequence[tuple[str, Callable[[np.ndarray], list[float]], Function]] =
         lambda y: [-_at(y, -60.0)],
         lambda x, a: np.where(x > 0, x, a * np.expm1(np.minimum(x, 0))),
     ),
-    ("gelu", _none, lambda x: 0.5 * x * special.erfc(-x / np.sqrt(2))),
+    ("gelu", _none, lambda x: 0.5 * x * _erfc(-x / np.sqrt(2))),
     (
         "gelu_tanh",
         _none,
@@ -72,7 +79,7 @@ FUNCTIONS: Sequence[tuple[str, Callable[[np.ndarray], list[float]], Function]] =
     ("softplus", _none, lambda x: np.logaddexp(0, x)),
     ("square", _none, np.square),
     ("abs", _none, np.abs),
-    ("erf", _none, special.erf),
+    ("erf", _none, _erf),
 )
 
 

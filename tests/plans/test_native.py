@@ -263,3 +263,32 @@ def test_scale_goes_with_plain_pointwise_convolutions_only() -> None:
         builder.conv(x, native.ConvSpec(kernel, name="c", padding=((1, 1), (1, 1))), scale=s)
     with pytest.raises(ValueError, match="one value per channel"):
         builder.conv(x, native.ConvSpec(kernel[:1, :1], name="c"), scale=x)
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+def test_frames_channels_first_enter_the_engine_as_they_are(channels: int) -> None:
+    rng = np.random.default_rng(channels)
+    weights = {
+        "a": jnp.asarray(rng.normal(size=(8, channels, 3, 3)) / 5, jnp.float32),
+        "b": jnp.asarray(rng.normal(size=(4, 8, 1, 1)), jnp.float32),
+    }
+
+    def fn(variables, x):
+        for name, pad in (("a", "SAME"), ("b", "VALID")):
+            x = jax.nn.relu(jax.lax.conv_general_dilated(x, variables[name], (1, 1), pad))
+        return x.mean(axis=(2, 3))
+
+    frames = rng.normal(size=(1, 2, channels, 13, 10)).repeat(4, 0).astype(np.float32)
+    frames[2:, 0, :, 4:7, 2:5] += 1
+    net = skip(fn, gate=InputNormGate(0.1, block=4), policy=ClosedLoop())
+    params, state = net.init(weights, jnp.asarray(frames[0]))
+    plan = compile_plan(net, params, jnp.asarray(frames[0]), engine="native")
+    assert "XLA" not in plan.report()
+    step, ours = jax.jit(net.apply), plan.init_state()
+    for t, frame in enumerate(map(jnp.asarray, frames)):
+        want, state = step(params, state, frame)
+        got, ours, masks = plan.step(ours, frame)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+        for name, mask in plan.fired(masks).items():
+            np.testing.assert_array_equal(mask, state[name].fired)
+        assert (plan.fired(masks)["a"].sum() > 0) == (t in (0, 2))

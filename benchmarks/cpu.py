@@ -27,6 +27,7 @@ from skipconv_jax.ops import POLICIES, InputNormGate
 from skipconv_jax.plans import compile_plan
 from skipconv_jax.plans.native import Constants, NativePlan, PlanState
 from skipconv_jax.program import fold as g
+from skipconv_jax.viz.tables import markdown
 
 TARGETS = (2.51, 4.33, 7.92)
 SIZES = {"hrnet_w32": 256, "efficientdet_d0": 512}
@@ -149,20 +150,20 @@ class Row:
 def table(rows: Sequence[Row], dense_macs: float) -> str:
     """Markdown: time, MACs and both reductions against the fastest dense peer."""
     best = min(r.milliseconds() for r in rows if r.name in RUNNERS)
-    lines = [
-        "| run | ms/frame | 10-90 % of rounds | GMAC | MAC reduction | time reduction "
-        "| of the promise |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    header = [
+        "run", "ms/frame", "10-90 % of rounds", "GMAC", "MAC reduction", "time reduction",
+        "of the promise",
+    ]  # fmt: skip
+    cells = []
     for row in rows:
         ms, (low, high) = row.milliseconds(), row.spread()
         promise = dense_macs / row.macs if row.macs else float("inf")
         share = "" if row.name in RUNNERS or not row.macs else f"{best / ms / promise:.2f}"
-        lines.append(
-            f"| {row.name} | {ms:.2f} | {low:.2f}-{high:.2f} | {row.macs / 1e9:.3f} "
-            f"| {promise:.2f} | {best / ms:.2f} | {share} |"
-        )
-    return "\n".join(lines)
+        cells.append([
+            row.name, f"{ms:.2f}", f"{low:.2f}-{high:.2f}", f"{row.macs / 1e9:.3f}",
+            f"{promise:.2f}", f"{best / ms:.2f}", share,
+        ])  # fmt: skip
+    return markdown(header, cells)
 
 
 def motion_rows(

@@ -26,6 +26,7 @@ from skipconv_jax.data.sources import open_clips
 from skipconv_jax.data.synthetic_pose import Scene, generate
 from skipconv_jax.tasks import DENSE, build
 from skipconv_jax.training.step import make_step
+from skipconv_jax.viz.tables import markdown
 
 _SCENE = Scene(height=180, width=240, frames=24)
 _CLIPS = 24
@@ -104,13 +105,13 @@ def measure(config: Any, steps: int, seconds: float) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as text."""
-    lines = [f"{'source':<16}{'clips/s':>10}{'step ms':>10}{'fed ms':>10}{'waiting':>10}"]
+    cells = []
     for row in rows:
-        line = f"{row['source']:<16}{row['clips_per_second']:>10.1f}"
+        cells.append([row["source"], f"{row['clips_per_second']:.1f}", "", "", ""])
         if "waiting" in row:
-            line += f"{row['step_ms']:>10.1f}{row['fed_step_ms']:>10.1f}{row['waiting']:>10.1%}"
-        lines.append(line)
-    return "\n".join(lines)
+            times = (f"{row[name]:.1f}" for name in ("step_ms", "fed_step_ms"))
+            cells[-1][2:] = [*times, f"{row['waiting']:.1%}"]
+    return markdown(["source", "clips/s", "step ms", "fed ms", "waiting"], cells)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,6 +27,7 @@ from skipconv_jax.native import ConvSpec, GateSpec, Program, ProgramBuilder
 from skipconv_jax.ops import InputNormGate, Previous, init_state, skip_conv
 from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.program.fold import ConvNode, build
+from skipconv_jax.viz.tables import markdown
 
 BLOCK = 8
 SHARES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
@@ -169,19 +170,19 @@ def label(conv: Conv) -> str:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown; `median (10-90 %)` of the native engine, medians of the others."""
-    lines = [
-        "| layer | calls | MMAC | state kB | fired | native ms (10-90 %) | blocks ms "
-        "| reference ms | XLA dense ms | native, of dense |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = [
+        "layer", "calls", "MMAC", "state kB", "fired", "native ms (10-90 %)", "blocks ms",
+        "reference ms", "XLA dense ms", "native, of dense",
+    ]  # fmt: skip
+    cells = []
     for r in rows:
         mid, low, high = r["native"]
-        lines.append(
-            f"| {r['shape']} | {r['calls']} | {r['mmac']:.1f} | {r['state_kb']:.0f} "
-            f"| {r['activity']:.0%} | {mid:.3f} ({low:.3f}-{high:.3f}) | {r['blocks'][0]:.3f} "
-            f"| {r['reference'][0]:.3f} | {r['dense'][0]:.3f} | {mid / r['dense'][0]:.2f} |"
-        )
-    return "\n".join(lines)
+        cells.append([
+            r["shape"], f"{r['calls']}", f"{r['mmac']:.1f}", f"{r['state_kb']:.0f}",
+            f"{r['activity']:.0%}", f"{mid:.3f} ({low:.3f}-{high:.3f})", f"{r['blocks'][0]:.3f}",
+            f"{r['reference'][0]:.3f}", f"{r['dense'][0]:.3f}", f"{mid / r['dense'][0]:.2f}",
+        ])  # fmt: skip
+    return markdown(header, cells)
 
 
 def totals(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
@@ -232,10 +233,8 @@ def main() -> None:
         rows += measure(conv, calls, args.repeats, SHARES)
     curves = totals(rows)
     print(table(rows), "\n")
-    print("| all layers, ms | " + " | ".join(f"{s:.1%}" for s in SHARES) + " |")
-    print("|---" * (len(SHARES) + 1) + "|")
-    for name, values in curves.items():
-        print(f"| {name} | " + " | ".join(f"{v:.2f}" for v in values) + " |")
+    sums = [[name, *(f"{v:.2f}" for v in values)] for name, values in curves.items()]
+    print(markdown(["all layers, ms", *(f"{s:.1%}" for s in SHARES)], sums))
     if args.json:
         args.json.write_text(json.dumps({"rows": rows, "totals": curves}, indent=1) + "\n")
     if args.chart:

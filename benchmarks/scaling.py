@@ -24,6 +24,7 @@ from skipconv_jax import native, skip
 from skipconv_jax.ops import POLICIES, InputNormGate
 from skipconv_jax.plans import compile_plan
 from skipconv_jax.plans.native import NativePlan
+from skipconv_jax.viz.tables import markdown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,20 +114,20 @@ class Bench:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: medians, and 10-90 % of rounds for the video."""
-    lines = [
-        "| axis | size | threads | streams | block | onnxruntime ms | all fire ms | still ms "
-        "| video ms (10-90 %) | GMAC | MAC reduction | time reduction | state MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = [
+        "axis", "size", "threads", "streams", "block", "onnxruntime ms", "all fire ms", "still ms",
+        "video ms (10-90 %)", "GMAC", "MAC reduction", "time reduction", "state MB",
+    ]  # fmt: skip
+    cells = []
     for r in rows:
         mid, low, high = r["video"]
-        lines.append(
-            f"| {r['axis']} | {r['size']} | {r['threads']} | {r['streams']} | {r['block']} "
-            f"| {r['onnxruntime'][0]:.1f} | {r['all fire'][0]:.1f} | {r['still'][0]:.2f} "
-            f"| {mid:.2f} ({low:.2f}-{high:.2f}) | {r['gmac']:.3f} | {r['reduction']:.2f} "
-            f"| {r['onnxruntime'][0] / mid:.2f} | {r['state_mb']:.0f} |"
-        )
-    return "\n".join(lines)
+        cells.append([
+            r["axis"], *(str(r[name]) for name in ("size", "threads", "streams", "block")),
+            f"{r['onnxruntime'][0]:.1f}", f"{r['all fire'][0]:.1f}", f"{r['still'][0]:.2f}",
+            f"{mid:.2f} ({low:.2f}-{high:.2f})", f"{r['gmac']:.3f}", f"{r['reduction']:.2f}",
+            f"{r['onnxruntime'][0] / mid:.2f}", f"{r['state_mb']:.0f}",
+        ])  # fmt: skip
+    return markdown(header, cells)
 
 
 def main() -> None:

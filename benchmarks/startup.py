@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from skipconv_jax.viz.tables import markdown
+
 WAYS = ("native plan", "net.apply", "XLA dense", "onnxruntime", "OpenVINO f32")
 _CACHED = ("native plan", "net.apply")
 _FRAMES = 4
@@ -142,17 +144,17 @@ def measure(name: str) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = [
-        "| process | plan, compile and first frame, s | peak MB | of it before the plan, MB "
-        "| state MB per stream |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r['way']} | {r['first']:.1f} | {r['peak']:.0f} | {r['before']:.0f} "
-        f"| {r['state']:.0f} |"
-        for r in rows
-    ]
-    return "\n".join(lines)
+    header = [
+        "process", "plan, compile and first frame, s", "peak MB", "of it before the plan, MB",
+        "state MB per stream",
+    ]  # fmt: skip
+    return markdown(
+        header,
+        [
+            [r["way"], f"{r['first']:.1f}", *(f"{r[n]:.0f}" for n in ("peak", "before", "state"))]
+            for r in rows
+        ],
+    )
 
 
 def main() -> None:

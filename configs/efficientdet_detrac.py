@@ -42,8 +42,7 @@ def get_config(arg: str = "d0") -> ConfigDict:
             f"`arg` (={arg!r}) must be one of {', '.join(SCALES)}, as in "
             "configs/efficientdet_detrac.py:d0"
         )
-    config = configs.base()
-    config.task = "detection"
+    config = configs.base("detection")
     config.input.update({"height": SCALES[arg].size, "width": SCALES[arg].size})
     config.model = ConfigDict({"name": "efficientdet", "scale": arg, "classes": 1})
     config.data.root = "data/detrac"

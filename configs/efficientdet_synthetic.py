@@ -46,8 +46,7 @@ def get_config(arg: str = "small") -> ConfigDict:
             "configs/efficientdet_synthetic.py:tiny"
         )
     (height, width), widths = SIZES[arg]
-    config = configs.base()
-    config.task = "detection"
+    config = configs.base("detection")
     config.input.update({"height": height, "width": width})
     config.model = ConfigDict(
         {

@@ -33,7 +33,7 @@ def get_config(arg: str = "1") -> ConfigDict:
     """The configuration of split `arg`: '1', '2' or '3'."""
     if arg not in ("1", "2", "3"):
         raise ValueError(f"`arg` (={arg!r}) must be the split, 1, 2 or 3: configs/hrnet_jhmdb.py:1")
-    config = configs.base()
+    config = configs.base("pose")
     config.data.update({"root": "data/jhmdb", "split": int(arg), "subset": "sub"})
     config.data.fetch = (
         "Fetch Rename_Images, joint_positions, puppet_mask, splits and sub_splits from JHMDB's "

@@ -24,7 +24,7 @@ from skipconv_jax import config as configs
 def get_config(arg: str = "") -> ConfigDict:
     """The configuration; `arg` is not used."""
     del arg
-    config = configs.base()
+    config = configs.base("pose")
     config.input.update({"height": 128, "width": 128})
     config.model = ConfigDict(
         {

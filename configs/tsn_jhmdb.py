@@ -29,8 +29,7 @@ from skipconv_jax import config as configs
 
 def get_config(arg: str = "1") -> ConfigDict:
     """The configuration of split `arg`."""
-    config = configs.base()
-    config.task = "classification"
+    config = configs.base("classification")
     config.data.update({"root": "data/jhmdb", "split": int(arg), "subset": "full"})
     config.data.short_side = 256
     config.data.fetch = (

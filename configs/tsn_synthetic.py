@@ -17,8 +17,7 @@ from skipconv_jax import config as configs
 def get_config(arg: str = "") -> ConfigDict:
     """The configuration; `arg` is not used."""
     del arg
-    config = configs.base()
-    config.task = "classification"
+    config = configs.base("classification")
     config.data.root = "data/synthetic"
     config.data.short_side = 104
     config.data.cache = True

@@ -37,38 +37,49 @@ GATES: dict[str, type] = {
 }
 
 
-def base() -> ConfigDict:
-    """What every config starts from; a config file overrides what it means to."""
+PHASE = {
+    "steps": 0,  # 0: `epochs` decides
+    "epochs": 100,
+    "batch": 16,
+    "lr": 1e-3,
+    "schedule": "steps",  # 'constant', 'cosine' or 'steps'
+    "milestones": (0.4, 0.8),  # shares of the steps where 'steps' divides the rate by 10
+    "warmup": 0,
+    "optimizer": "adam",  # or 'sgd'
+    "momentum": 0.9,  # of 'sgd'
+    "weight_decay": 0.0,  # of kernels, added to their gradients
+    "clip_norm": 0.0,  # 0: no clipping
+    "gate_lr_scale": 1.0,
+}
+"""Settings of any phase of training."""
+
+
+def base(task: str = "") -> ConfigDict:
+    """What a config of a task starts from; a config file overrides what it means to.
+
+    Args:
+      task: a folder of `skipconv_jax.tasks`, whose `settings.extend`, if there is one, adds what
+        the task alone has; empty for what all tasks share, which a task of your own starts from.
+
+    Raises:
+      ValueError: no such task.
+    """
     config = ConfigDict()
     config.seed = 0
-    config.task = "pose"
+    config.task = task
     config.init_from = ""  # a public PyTorch checkpoint to start the dense phase from
-    config.sigma = 2.0  # of the target Gaussians, in heatmap pixels
     config.data = ConfigDict(
         {
-            "root": "data/jhmdb",
+            "root": "",
             "fetch": "",  # what to fetch and where to put it, shown where `root` is missing
             "split": 1,
-            "subset": "full",  # 'sub': the 316 clips of the paper
-            "margin": 1.25,
             "cache": False,  # keep decoded frames in memory
-            # None: the paper's (pose: scale, rotation and flip; detection: flip).
-            "augmentation": None,
-            # Detection: fields of `data.detection_pipeline.Labels`.
-            "labels": {
-                "agnostic": True,
-                "drop_ignored": False,
-                "hide_ignored": False,
-                "max_boxes": 128,
-                "max_ignored": 16,
-            },
+            "augmentation": None,  # of training; None: the task's own
         },
         type_safe=False,
     )
-    config.model = ConfigDict({"name": "hrnet", "joints": 15})
+    config.model = ConfigDict({"name": ""})
     config.input = ConfigDict({"height": 256, "width": 256})
-    # Detection: fields of `DetectionTask` but the network's size, levels and anchor scale.
-    config.detection = ConfigDict({"candidates": 5000, "keep": 100}, type_safe=False)
     # `gate`: default gate of all convolutions; `rules`: ((pattern, None or gate settings), ...).
     # `gate_plan`: a file of calibrate.py, which takes the place of gate, rules and policy; `plan`
     # is what it was called in 0.1.0.
@@ -83,24 +94,10 @@ def base() -> ConfigDict:
         },
         type_safe=False,
     )
-    phase = {
-        "steps": 0,  # 0: `epochs` decides
-        "epochs": 100,
-        "batch": 16,
-        "lr": 1e-3,
-        "schedule": "steps",  # 'constant', 'cosine' or 'steps'
-        "milestones": (0.4, 0.8),  # shares of the steps where 'steps' divides the rate by 10
-        "warmup": 0,
-        "optimizer": "adam",  # or 'sgd'
-        "momentum": 0.9,  # of 'sgd'
-        "weight_decay": 0.0,  # of kernels, added to their gradients
-        "clip_norm": 0.0,  # 0: no clipping
-        "gate_lr_scale": 1.0,
-    }
     # `equivariance`: weight of the loss of section 3.3 on shifted frames.
-    config.dense = ConfigDict(phase | {"clip_length": 1, "equivariance": 0.0})
+    config.dense = ConfigDict(PHASE | {"clip_length": 1, "equivariance": 0.0})
     config.gated = ConfigDict(
-        phase
+        PHASE
         | {
             "clip_length": 8,
             "beta": 1e-5,
@@ -109,25 +106,17 @@ def base() -> ConfigDict:
             "remat": False,
         }
     )
-    # Deep Feature Flow, a baseline of detection: `width` of its flow network; `pairs` of a clip's
-    # first and another frame per step; `photometric`: weight of an unsupervised loss of the flow.
-    config.flow = ConfigDict(
-        phase | {"clip_length": 10, "width": 8, "pairs": 4, "photometric": 0.0}
-    )
     # `reset_every`: frames between reference frames at test time, 0 for one per clip.
-    config.eval = ConfigDict(
-        {
-            "batch": 8,
-            "reset_every": 8,
-            "max_clips": 0,
-            "convention": "extent",  # of PCK, or 'pixels'; see tasks.pose.metrics.Pck
-            "drop_ignored": False,  # detection: what ignored regions cover does not count
-        }
-    )
+    config.eval = ConfigDict({"batch": 8, "reset_every": 8, "max_clips": 0})
     config.log_every = 20
     config.checkpoint_every = 200
     config.keep_checkpoints = 2
     config.tensorboard = False
+    folder = f"skipconv_jax.tasks.{task}"
+    if task and importlib.util.find_spec(folder) is None:
+        raise ValueError(f"`task` (={task!r}) must be a folder of skipconv_jax/tasks, or empty.")
+    if task and importlib.util.find_spec(f"{folder}.settings") is not None:
+        find(f"{folder}.settings:extend", "task")(config)
     return config
 
 

@@ -42,7 +42,7 @@ class Rule:
 
 @runtime_checkable
 class RuleBook(Protocol):
-    """Rules that know which network they were made for, such as a calibrated plan."""
+    """Rules that know which network they were made for, such as a calibrated gate plan."""
 
     def rules(self) -> Sequence[tuple[str, Rule | None]]:
         """(pattern, rule) pairs, as `skip` takes them."""
@@ -83,7 +83,7 @@ class SkipNet:
             checks.key("key", key)
         gates, state = {}, {}
         sites = self._sites(variables, x, args)
-        for index, (site, rule) in enumerate(self._plan(sites)):
+        for index, (site, rule) in enumerate(self._ruled(sites)):
             if rule is None:
                 continue
             conv = _conv_of(site)
@@ -163,7 +163,7 @@ class SkipNet:
         self, variables: Any, x: Any, *args: Any
     ) -> tuple[macs.Table, dict[str, tuple[Site, Rule]]]:
         """`table` and `layers` of one trace."""
-        found = self._plan(self._sites(variables, x, args))
+        found = self._ruled(self._sites(variables, x, args))
         rows = [macs.Row.make(site, None if rule is None else rule.gate) for site, rule in found]
         layers = {site.name: (site, rule) for site, rule in found if rule is not None}
         return macs.Table(tuple(rows), number_of_streams(x)), layers
@@ -188,7 +188,7 @@ class SkipNet:
     def _sites(self, variables: Any, x: Any, args: Sequence[Any]) -> list[Site]:
         return find_sites(self.fn, variables, x, args)
 
-    def _plan(self, sites: Sequence[Site]) -> list[tuple[Site, Rule | None]]:
+    def _ruled(self, sites: Sequence[Site]) -> list[tuple[Site, Rule | None]]:
         """Each convolution with its rule; refuses patterns that match nothing."""
         if self.book is not None:
             self.book.check(sites)
@@ -225,7 +225,7 @@ def skip(
       fn: pure function `fn(variables, x, *args)` of any library: Flax, Equinox, Haiku, bare JAX.
         `x` leads with the axis of independent streams.
       rules: (pattern, `Rule` or None) pairs; the first whose shell-style pattern matches the name
-        of a convolution (`stage4/*`) holds; None leaves it dense. Or a calibrated `Plan`.
+        of a convolution (`stage4/*`) holds; None leaves it dense. Or a calibrated `GatePlan`.
       gate: for convolutions no rule names; `InputNormGate()` by default.
       policy: what residuals are taken against; `Previous()` (Eq. 3) by default.
       implementation: of the masked convolution; None picks one per convolution.
@@ -240,7 +240,7 @@ def skip(
         raise ValueError(f"`fn` (={fn!r}) must be a function fn(variables, x, *args).")
     if not isinstance(rules, Iterable | RuleBook):
         raise ValueError(
-            f"`rules` (={rules!r}) must be (pattern, Rule) pairs or a calibrated plan."
+            f"`rules` (={rules!r}) must be (pattern, Rule) pairs or a calibrated gate plan."
         )
     book = rules if isinstance(rules, RuleBook) else None
     pairs = tuple(rules.rules() if isinstance(rules, RuleBook) else rules)

@@ -90,9 +90,9 @@ def compare(
     Raises:
       VideoError: too few frames.
     """
-    params, net = with_gates(experiment, weights), experiment.net()
+    params = with_gates(experiment, weights)
     frames = _frames(experiment, source, count, start)
-    plan = compile_plan(net, params, frames[0], engine=engine)
+    plan = compile_plan(experiment.traced_net(weights["model"]), params, frames[0], engine=engine)
 
     def both(outputs: Any) -> Any:
         return outputs, None if experiment.task is None else experiment.read(outputs)

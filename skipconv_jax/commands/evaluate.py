@@ -149,9 +149,10 @@ def make_skipped(
       ValueError: gates that need training and have not had it, see `with_gates`, or an engine asked
         for by name that can't run it.
     """
-    frame = experiment.frame(experiment.config.eval.batch)
-    params = with_gates(experiment, weights)
-    plan = compile_plan(experiment.net(), params, frame, engine=engine, keep_outputs=True)
+    streams = experiment.config.eval.batch
+    params = with_gates(experiment, weights, streams)
+    net, frame = experiment.traced_net(weights["model"], streams), experiment.frame(streams)
+    plan = compile_plan(net, params, frame, engine=engine, keep_outputs=True)
     runner = Runner(plan, experiment.read)
     table = plan.table
     return Streamed(runner.piece, plan.constants, runner.init, table.macs, table.gate_macs, plan)
@@ -197,14 +198,21 @@ def _swap(array: np.ndarray) -> np.ndarray:
     return np.swapaxes(array, 0, 1)
 
 
-def with_gates(experiment: Experiment, weights: dict[str, Tree]) -> dict[str, Tree]:
+def with_gates(
+    experiment: Experiment, weights: dict[str, Tree], streams: int = 1
+) -> dict[str, Tree]:
     """Weights with gate parameters; trained ones must fit the configuration's gates.
+
+    Args:
+      experiment: whose gates they are.
+      weights: `{'model': variables, 'gates': trained ones or {}}`.
+      streams: of the frames that the network is about to run on, which spares it another trace.
 
     Raises:
       ValueError: the checkpoint was trained with other gates, or has none and they need training.
     """
-    net = experiment.net()
-    params, _ = net.init(weights["model"], experiment.frame(), key=jax.random.key(0))
+    net = experiment.traced_net(weights["model"], streams)
+    params, _ = net.init(weights["model"], experiment.frame(streams), key=jax.random.key(0))
     trained, initial = weights["gates"], params["gates"]
     if not trained:
         needing = [name for name, gate in initial.items() if "kernel" in gate]

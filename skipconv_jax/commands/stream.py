@@ -75,8 +75,9 @@ class NetworkStream:
         self.view: View = experiment.view(settings.box, settings.min_score)
         height, width = experiment.size
         # The outputs are read before the next frame, so that they may stay where they are.
+        net = experiment.traced_net(params["model"])
         plan = compile_plan(
-            experiment.net(), params, experiment.frame(), engine=settings.engine, keep_outputs=True
+            net, params, experiment.frame(), engine=settings.engine, keep_outputs=True
         )
         self.table, self.engine = plan.table, f"{plan.engine}: {plan.why}"
         guard = Guard.make(plan, settings.resets()) if settings.resets() else None

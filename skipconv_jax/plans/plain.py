@@ -9,7 +9,7 @@ import jax
 from skipconv_jax.ops.gates import GateParams
 from skipconv_jax.plans import probe
 from skipconv_jax.plans.base import FirstLayer, Plan, shapes_of
-from skipconv_jax.program.traced import Traced
+from skipconv_jax.program.replay import Replay
 from skipconv_jax.transform import NetParams, NetState, SkipNet
 
 
@@ -139,6 +139,6 @@ def plain_plan(net: SkipNet, params: NetParams, x: Any, why: str = "asked for") 
 
 def once(net: SkipNet, variables: Any, x: Any) -> SkipNet:
     """The network, traced already for frames like x."""
-    if isinstance(net.fn, Traced):
+    if isinstance(net.fn, Replay):
         return net
-    return dataclasses.replace(net, fn=Traced(net.fn, variables, x))
+    return dataclasses.replace(net, fn=Replay(net.fn, variables, x))

@@ -7,6 +7,7 @@ returns an `Experiment`. `config.task` names it, and nothing else knows of it (`
 import abc
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -24,6 +25,7 @@ from skipconv_jax.config import skip_options
 from skipconv_jax.data.augment import normalize
 from skipconv_jax.models import init_variables
 from skipconv_jax.models.convert import from_torch, load_state, to_torch
+from skipconv_jax.plans import once
 from skipconv_jax.training.checkpoints import Checkpoints
 from skipconv_jax.training.loop import Phase
 from skipconv_jax.training.optimizer import optimizer
@@ -163,6 +165,19 @@ class Experiment(abc.ABC):
     def net(self, fn: Callable[..., Any] | None = None, **options: Any) -> SkipNet:
         """The skipped network with the configuration's rules; `options` replace them."""
         return skip(fn or self.predict, **{**skip_options(self.config), **options})
+
+    def traced_net(self, variables: Tree, streams: int = 1) -> SkipNet:
+        """`net()`, traced already for frames of so many streams; who asks again gets the same one.
+
+        Gates, a plan and its table all need the trace, which takes seconds of a deep network.
+        """
+        if streams not in self._traced:
+            self._traced[streams] = once(self.net(), variables, self.frame(streams))
+        return self._traced[streams]
+
+    @functools.cached_property
+    def _traced(self) -> dict[int, SkipNet]:
+        return {}
 
     def table(self, net: SkipNet | None = None, streams: int = 1) -> macs.Table:
         """Multiply-accumulates of every convolution."""

@@ -13,12 +13,13 @@ from skipconv_jax.commands.evaluate import (
     Result,
     evaluate_dense,
     evaluate_skipped,
+    make_skipped,
     report,
     split_report,
     with_gates,
     write,
 )
-from skipconv_jax.commands.stream import Settings, stream
+from skipconv_jax.commands.stream import NetworkStream, Settings, stream
 from skipconv_jax.commands.train import train
 from skipconv_jax.config import set_gate
 from skipconv_jax.streaming.sources import Source, VideoError
@@ -79,6 +80,23 @@ def test_trained_gates_spend_what_their_masks_say(trained):
     assert result.gmac == pytest.approx(by_stage, rel=1e-4)
     assert result.firing["stage3"] == pytest.approx(1.0)
     assert result.gate_gmac > 0
+
+
+def test_gates_plan_and_table_of_a_stream_share_one_trace(trained, monkeypatch):
+    config, workdir = trained
+    experiment = build(config)
+    _, weights = common.load_weights(experiment, workdir / "gated")
+    traces, forward = [], type(experiment).predict
+
+    def predict(self, variables, frames):
+        traces.append(frames.shape)
+        return forward(self, variables, frames)
+
+    monkeypatch.setattr(type(experiment), "predict", predict)
+    network = NetworkStream(experiment, with_gates(experiment, weights), Settings(piece=4))
+    assert network.table.skipped()
+    make_skipped(experiment, weights)
+    assert traces == [(1, *experiment.size, 3), (config.eval.batch, *experiment.size, 3)]
 
 
 def test_streaming_a_folder_writes_every_output(trained, data, tmp_path):

@@ -61,7 +61,7 @@ def test_what_is_no_config_is_refused(tmp_path):
 
 
 def test_skip_options_name_gates_rules_and_policy():
-    config = configs.base()
+    config = configs.base("pose")
     config.skip.rules = (("head*", None), ("stage4/*", {"name": "input_norm", "threshold": 0.5}))
     config.skip.policy = "closed_loop"
     options = configs.skip_options(config)
@@ -76,7 +76,7 @@ def test_unknown_names_are_refused():
         configs.gate({"name": "magic"})
     with pytest.raises(ValueError, match="must hold arguments of 'gumbel'"):
         configs.gate({"name": "gumbel", "threshold": 1.0})
-    config = configs.base()
+    config = configs.base("pose")
     config.skip.policy = "none"
     with pytest.raises(ValueError, match=r"`skip\.policy`"):
         configs.skip_options(config)
@@ -86,7 +86,7 @@ def test_a_gate_and_a_policy_of_one_s_own():
     where = "skipconv_jax.ops.gates:OutputNormGate"
     made = configs.gate({"name": where, "threshold": 0.5, "block": 2})
     assert made == OutputNormGate(threshold=0.5, block=2)
-    config = configs.base()
+    config = configs.base("pose")
     config.skip.policy = "skipconv_jax.ops.policies:ClosedLoop"
     assert configs.skip_options(config)["policy"] == ClosedLoop()
     with pytest.raises(ValueError, match=r"`gate.name` .* must be `module:object` that can be"):
@@ -98,13 +98,22 @@ def test_a_gate_plan_takes_the_place_of_gates_and_rules(tmp_path):
     saved = GatePlan((("a", LayerGate((3, 3, 2, 4), InputNormGate(0.5))),), "closed_loop")
     saved.save(tmp_path / "gates.json")
     for field in ("gate_plan", "plan"):
-        config = configs.base()
+        config = configs.base("pose")
         config.skip[field] = str(tmp_path / "gates.json")
         assert configs.skip_options(config)["rules"] == saved
 
 
+def test_a_task_s_fields_are_its_own():
+    assert configs.base("pose").eval.convention == "extent"
+    assert "flow" in configs.base("detection")
+    for task in ("", "given", "pose"):
+        assert "flow" not in configs.base(task)
+    with pytest.raises(ValueError, match=r"`task` \(='pots'\) must be a folder"):
+        configs.base("pots")
+
+
 def test_a_gate_from_the_command_line_replaces_all_gates():
-    config = configs.base()
+    config = configs.base("pose")
     config.skip.rules = (("head*", None), ("stage4/*", {"name": "gumbel"}))
     changed = configs.set_gate(config, "input_norm", 0.1, 4)
     options = configs.skip_options(changed)

@@ -152,6 +152,8 @@ def test_activations_alone_and_behind_a_convolution(name, values):
         want = np.asarray(jax.jit(function)(values))
     alone, behind = (np.asarray(y) for y in outputs)
     np.testing.assert_allclose(alone, want, rtol=1e-5, atol=2e-6)
+    # What is exactly 0 of an infinite argument makes NaN of an infinite factor, and must be.
+    np.testing.assert_array_equal((alone == 0)[np.isinf(values)], (want == 0)[np.isinf(values)])
     # A convolution mixes channels: a position with a broken one is broken in all. And 0 + -0 is 0.
     whole = (np.isfinite(values) & ((values != 0) | ~np.signbit(values))).all(-1)
     np.testing.assert_allclose(behind[whole], want[whole], rtol=1e-5, atol=2e-6)

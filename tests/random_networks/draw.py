@@ -20,9 +20,13 @@ from tests.random_networks.networks import ACTIVATIONS, Network, Op
 
 _POLICIES = (Previous(), ClosedLoop(), Accumulate())
 _JOINS = ("add", "add", "sub", "mul", "max", "concat", "concat")
-_POINTWISE = ("act", "act", "act", "norm", "slice", "shuffle", "squeeze_excite", "global_mean")
+_POINTWISE = (
+    "act", "act", "act", "act", "norm", "prelu", "slice", "shuffle", "squeeze_excite",
+    "global_mean", "softmax", "reduce",
+)  # fmt: skip
 _SPATIAL = (
     "max_pool", "mean_pool", "upsample", "pad", "crop", "global_max", "space_to_depth",
+    "transposed", "transposed",
 )  # fmt: skip
 
 
@@ -40,6 +44,7 @@ def network(rng: np.random.Generator, layouts: Sequence[str] = ("NHWC", "NCHW"))
         ops=tuple(ops),
         outputs=tuple(outputs),
         seed=int(rng.integers(2**31)),
+        heads=bool(rng.random() < 0.2),
     )
     # Dead code is compiled away; now and then it is left in.
     return made if rng.random() < 0.1 else made.alive()
@@ -58,12 +63,15 @@ def _op(rng: np.random.Generator, index: int, before: list[Op]) -> Op:
         extra = {
             "act": lambda: {"fn": str(rng.choice(list(ACTIVATIONS)))},
             "norm": lambda: {"layer": f"n{index}"},
+            "prelu": lambda: {"layer": f"p{index}"},
+            "reduce": lambda: {"fn": str(rng.choice(["mean", "sum"]))},
             "squeeze_excite": lambda: {"layer": f"s{index}"},
             "slice": lambda: {"share": tuple(sorted(map(float, rng.random(2).round(2))))},
         }.get(name, dict)()
         return Op(name, (last,), tuple(extra.items()))
     name = str(rng.choice(_SPATIAL))
-    return Op(name, (last,), tuple(_spatial(rng, name).items()))
+    extra = {"layer": f"t{index}"} if name == "transposed" else {}
+    return Op(name, (last,), tuple((extra | _spatial(rng, name)).items()))
 
 
 def _pads(rng: np.random.Generator, most: int) -> tuple[tuple[int, int], ...]:
@@ -82,6 +90,8 @@ def _spatial(rng: np.random.Generator, name: str) -> dict[str, Any]:
         return {"padding": _pads(rng, 3)}
     if name == "crop":
         return {"cut": tuple((int(rng.integers(0, 2)), int(rng.choice([1, 2]))) for _ in range(2))}
+    if name == "transposed":
+        return {"window": int(rng.choice([2, 2, 3, 4])), "features": int(rng.choice([4, 8, 17]))}
     return {}
 
 

@@ -40,6 +40,8 @@ class Network:
       ops: in order; tensor i + 1 is what operation i makes.
       outputs: tensors that are returned.
       seed: of the weights.
+      heads: whether outputs leave as a detector's heads do: (B, H * W, C), those of equally many
+        channels one behind the other.
     """
 
     layout: str
@@ -48,6 +50,7 @@ class Network:
     ops: tuple[Op, ...]
     outputs: tuple[int, ...]
     seed: int
+    heads: bool = False
 
     def frame_shape(self, streams: int) -> tuple[int, ...]:
         """Shape of a frame of so many streams."""
@@ -83,7 +86,7 @@ class Network:
 
     def pools(self) -> bool:
         """Whether a maximum is taken, which XLA's CPU backend takes of NaN as it pleases."""
-        return any(op.kind in ("max_pool", "global_max") for op in self.ops)
+        return any(op.kind in ("max_pool", "global_max", "softmax") for op in self.ops)
 
 
 class _Scope:
@@ -185,6 +188,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "leaky_relu": jax.nn.leaky_relu,
     "elu": jax.nn.elu,
     "gelu": jax.nn.gelu,
+    "gelu_erf": lambda x: jax.nn.gelu(x, approximate=False),
+    "mish": jax.nn.mish,
+    "softplus": jax.nn.softplus,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "clip": lambda x: jnp.clip(x, -0.5, 1.5),
+    "square": jnp.square,
     "abs": jnp.abs,
     "sin": jnp.sin,
 }
@@ -193,6 +202,41 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def _act(scope: _Scope, op: Op, x: jax.Array) -> jax.Array:
     del scope
     return ACTIVATIONS[op["fn"]](x)
+
+
+def _prelu(scope: _Scope, op: Op, x: jax.Array) -> jax.Array:
+    slope = scope.parameter(op["layer"], "slope", (scope.channels(x),))
+    if slope.shape != (scope.channels(x),):
+        return x
+    return jnp.where(x >= 0, x, scope.per_channel(slope) * x)
+
+
+def _softmax(scope: _Scope, op: Op, x: jax.Array) -> jax.Array:
+    del op
+    return jax.nn.softmax(x, axis=scope.channel_axis)
+
+
+def _reduce(scope: _Scope, op: Op, x: jax.Array) -> jax.Array:
+    """As spatial attention does: a map of the channels' mean or sum, which weighs them."""
+    reduce = {"mean": jnp.mean, "sum": jnp.sum}[op["fn"]]
+    return x * jax.nn.sigmoid(reduce(x, axis=scope.channel_axis, keepdims=True))
+
+
+def _transposed(scope: _Scope, op: Op, x: jax.Array) -> jax.Array:
+    """A transposed convolution of stride 2: windows of 2 (no overlap), 3 or 4."""
+    if 2 * max(scope.spatial(x)) > _LARGEST:
+        return x
+    ci, k = scope.channels(x), op["window"]
+    nhwc = scope.layout == "NHWC"
+    shape = (k, k, ci, op["features"]) if nhwc else (op["features"], ci, k, k)
+    kernel = scope.parameter(op["layer"], "kernel", shape)
+    if kernel.shape != shape:
+        return x
+    pads = {2: (1, 1), 3: (1, 2), 4: (2, 2)}[k]
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), [pads, pads], lhs_dilation=(2, 2),
+        dimension_numbers=(scope.layout, "HWIO" if nhwc else "OIHW", scope.layout),
+    )  # fmt: skip
 
 
 def _norm(scope: _Scope, op: Op, x: jax.Array) -> jax.Array:
@@ -308,6 +352,10 @@ _OPS: dict[str, Callable[..., jax.Array]] = {
     "conv": _conv,
     "act": _act,
     "norm": _norm,
+    "prelu": _prelu,
+    "softmax": _softmax,
+    "reduce": _reduce,
+    "transposed": _transposed,
     "add": _joined(jnp.add),
     "sub": _joined(jnp.subtract),
     "mul": _joined(lambda x, y: x * jax.nn.sigmoid(y)),
@@ -336,7 +384,17 @@ def _run(network: Network, scope: _Scope, x: jax.Array) -> tuple[jax.Array, ...]
     tensors = [x]
     for op in network.ops:
         tensors.append(_OPS[op.kind](scope, op, *(tensors[i] for i in op.inputs)))
-    return tuple(tensors[i] for i in network.outputs)
+    outputs = [tensors[i] for i in network.outputs]
+    return _heads(scope, outputs) if network.heads else tuple(outputs)
+
+
+def _heads(scope: _Scope, maps: list[jax.Array]) -> tuple[jax.Array, ...]:
+    """`(B, H * W, C)` of each map; maps of equally many channels are joined along positions."""
+    joined: dict[int, list[jax.Array]] = {}
+    for x in maps:
+        rows = x if scope.layout == "NHWC" else x.transpose(0, 2, 3, 1)
+        joined.setdefault(rows.shape[3], []).append(rows.reshape(rows.shape[0], -1, rows.shape[3]))
+    return tuple(jnp.concatenate(rows, axis=1) for rows in joined.values())
 
 
 def weights(network: Network) -> dict[str, dict[str, jax.Array]]:

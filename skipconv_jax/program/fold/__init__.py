@@ -13,77 +13,13 @@ from typing import Any
 
 import jax
 
-from skipconv_jax.program.fold.nodes import (
-    ACTIVATIONS,
-    BINARY,
-    UNARY,
-    AffineNode,
-    BinaryNode,
-    ChannelsNode,
-    CompareNode,
-    ConcatNode,
-    ConvNode,
-    CropNode,
-    DepthToSpaceNode,
-    FlattenNode,
-    Graph,
-    LayoutNode,
-    Node,
-    OtherNode,
-    PadNode,
-    PoolNode,
-    PReluNode,
-    ReduceNode,
-    Ref,
-    ReshapeNode,
-    ResizeNode,
-    SelectNode,
-    SoftmaxNode,
-    SpaceToDepthNode,
-    SpatialMaxNode,
-    SpatialSumNode,
-    SumNode,
-    UnaryNode,
-    UpsampleNode,
-)
-from skipconv_jax.program.fold.reader import NCHW, NHWC, Reader
+# All of them are part of this face: `fold.ConvNode`.
+from skipconv_jax.program.fold.nodes import *  # noqa: F403
+from skipconv_jax.program.fold.nodes import Graph
+from skipconv_jax.program.fold.reader import Reader
 from skipconv_jax.program.fold.rewrites import REWRITES, drop_unused
 from skipconv_jax.program.fold.rules import RULES
-
-__all__ = [
-    "ACTIVATIONS",
-    "BINARY",
-    "UNARY",
-    "AffineNode",
-    "BinaryNode",
-    "ChannelsNode",
-    "CompareNode",
-    "ConcatNode",
-    "ConvNode",
-    "CropNode",
-    "DepthToSpaceNode",
-    "FlattenNode",
-    "Graph",
-    "LayoutNode",
-    "Node",
-    "OtherNode",
-    "PReluNode",
-    "PadNode",
-    "PoolNode",
-    "ReduceNode",
-    "Ref",
-    "ReshapeNode",
-    "ResizeNode",
-    "SelectNode",
-    "SoftmaxNode",
-    "SpaceToDepthNode",
-    "SpatialMaxNode",
-    "SpatialSumNode",
-    "SumNode",
-    "UnaryNode",
-    "UpsampleNode",
-    "build",
-]
+from skipconv_jax.program.fold.tensors import NCHW, NHWC
 
 
 def _read(fn: Callable[..., Any], variables: Any, x: Any) -> Graph:

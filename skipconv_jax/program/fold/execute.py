@@ -8,34 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from skipconv_jax.program.fold.nodes import (
-    AffineNode,
-    BinaryNode,
-    ChannelsNode,
-    CompareNode,
-    ConcatNode,
-    ConvNode,
-    CropNode,
-    DepthToSpaceNode,
-    FlattenNode,
-    LayoutNode,
-    Node,
-    OtherNode,
-    PadNode,
-    PoolNode,
-    PReluNode,
-    ReduceNode,
-    ReshapeNode,
-    ResizeNode,
-    SelectNode,
-    SoftmaxNode,
-    SpaceToDepthNode,
-    SpatialMaxNode,
-    SpatialSumNode,
-    SumNode,
-    UnaryNode,
-    UpsampleNode,
-)
+from skipconv_jax.program.fold import nodes as g
 from skipconv_jax.program.fold.views import Atom, View, indices
 from skipconv_jax.program.jaxprs import bind
 
@@ -77,7 +50,7 @@ _BINARY: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
-def execute_node(node: Node, values: Sequence[Any], shape: tuple[int, ...]) -> list[Any]:
+def execute_node(node: g.Node, values: Sequence[Any], shape: tuple[int, ...]) -> list[Any]:
     """What a node makes of its inputs' values.
 
     Args:
@@ -85,37 +58,37 @@ def execute_node(node: Node, values: Sequence[Any], shape: tuple[int, ...]) -> l
       values: per entry of `node.inputs`.
       shape: of the output.
     """
-    if isinstance(node, OtherNode):
+    if isinstance(node, g.OtherNode):
         given = dict(zip(node.inputs, values, strict=True))
         operands = [given[o] if isinstance(o, int) else jnp.asarray(o) for o in node.operands]
         return bind(node.eqn, operands)
     return [_execute(node, values, shape)]
 
 
-def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+def _execute(node: g.Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.Array:
     match node:
-        case ConvNode():
+        case g.ConvNode():
             return _conv(node, x)
-        case SumNode():
+        case g.SumNode():
             parts = [
                 _upsample(a, f) if w == 1 else _upsample(a * w, f)
                 for a, (_, f, w) in zip(x, node.terms, strict=True)
             ]
             return _UNARY[node.act](sum(parts[1:], parts[0]), *node.params)
-        case AffineNode():
+        case g.AffineNode():
             return x[0] * _channels(node.scale, x[0]) + _channels(node.shift, x[0])
-        case UnaryNode():
+        case g.UnaryNode():
             power = node.fn == "integer_pow"
             if power:
                 return lax.integer_pow(x[0], node.power)
             return _UNARY[node.fn](x[0], *node.params)
-        case PReluNode():
+        case g.PReluNode():
             return jnp.where(x[0] >= 0, x[0], _channels(node.slope, x[0]) * x[0])
-        case BinaryNode():
+        case g.BinaryNode():
             return _BINARY[node.fn](x[0], x[1])
-        case UpsampleNode():
+        case g.UpsampleNode():
             return _upsample(x[0], node.factor)
-        case PoolNode():
+        case g.PoolNode():
             start, fn = (-jnp.inf, lax.max) if node.fn == "max" else (0.0, lax.add)
             window, strides = (1, *node.window, 1), (1, *node.strides, 1)
             padding = ((0, 0), *node.padding, (0, 0))
@@ -126,51 +99,51 @@ def _execute(node: Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.
                 return pooled
             inside = jnp.ones_like(x[0])
             return pooled / lax.reduce_window(inside, start, fn, window, strides, padding)
-        case SpatialSumNode():
+        case g.SpatialSumNode():
             return x[0].sum(axis=tuple(range(1, x[0].ndim - 1)))
-        case SpatialMaxNode():
+        case g.SpatialMaxNode():
             return x[0].max(axis=tuple(range(1, x[0].ndim - 1))).reshape(shape)
-        case ConcatNode():
+        case g.ConcatNode():
             return jnp.concatenate(x, axis=-1)
-        case ChannelsNode():
+        case g.ChannelsNode():
             index = np.array(node.index)
             return jnp.where(index >= 0, jnp.concatenate(x, axis=-1)[..., index], 0.0)
-        case PadNode():
+        case g.PadNode():
             pads = ((0, 0), *node.padding, (0, 0))
             return jnp.pad(x[0], pads, constant_values=node.value)
-        case CropNode():
+        case g.CropNode():
             cut = zip(node.starts, node.sizes, node.strides, strict=True)
             return x[0][:, *(slice(s, s + (n - 1) * d + 1, d) for s, n, d in cut)]
-        case ResizeNode():
+        case g.ResizeNode():
             return _resize(node, x[0])
-        case DepthToSpaceNode():
+        case g.DepthToSpaceNode():
             b, h, w, c = x[0].shape
             s = node.block
             phases = (c // (s * s), s, s) if node.interleaved else (s, s, c // (s * s))
             order = (0, 1, 4, 2, 5, 3) if node.interleaved else (0, 1, 3, 2, 4, 5)
             return x[0].reshape(b, h, w, *phases).transpose(order).reshape(shape)
-        case SpaceToDepthNode():
+        case g.SpaceToDepthNode():
             b, h, w, c = x[0].shape
             s = node.block
             order = (0, 1, 3, 5, 2, 4) if node.interleaved else (0, 1, 3, 2, 4, 5)
             return x[0].reshape(b, h // s, s, w // s, s, c).transpose(order).reshape(shape)
-        case SoftmaxNode():
+        case g.SoftmaxNode():
             return jax.nn.softmax(x[0], axis=-1)
-        case ReduceNode():
+        case g.ReduceNode():
             return _REDUCE[node.fn](x[0], axis=-1, keepdims=True)
-        case CompareNode():
+        case g.CompareNode():
             if node.fn == "ne":
                 return jnp.isnan(x[0])
             return _COMPARE[node.fn](x[0], node.value)
-        case SelectNode():
+        case g.SelectNode():
             given = dict(zip(node.inputs, x, strict=True))
             which, no, yes = (given[o] if isinstance(o, int) else o for o in node.operands)
             return jnp.where(which, yes, no)
-        case LayoutNode():
+        case g.LayoutNode():
             return _layout(node.view, x[0])
-        case ReshapeNode():
+        case g.ReshapeNode():
             return x[0].reshape(shape)
-        case FlattenNode():
+        case g.FlattenNode():
             return jnp.concatenate([a.reshape(a.shape[0], -1, shape[-1]) for a in x], axis=1)
     raise AssertionError(f"{type(node).__name__} has no rule")
 
@@ -184,7 +157,7 @@ _REDUCE: dict[str, Callable[..., jax.Array]] = {
 _COMPARE = {"gt": jnp.greater, "ge": jnp.greater_equal, "lt": jnp.less, "le": jnp.less_equal}
 
 
-def _resize(node: ResizeNode, x: jax.Array) -> jax.Array:
+def _resize(node: g.ResizeNode, x: jax.Array) -> jax.Array:
     for axis, (index, weight) in enumerate(node.taps, start=1):
         along = (1,) * axis + (-1,) + (1,) * (x.ndim - axis - 1)
         parts = [
@@ -234,7 +207,7 @@ def _layout(view: View, x: jax.Array) -> jax.Array:
     return x.reshape(view.shape)
 
 
-def _conv(node: ConvNode, x: Sequence[jax.Array]) -> jax.Array:
+def _conv(node: g.ConvNode, x: Sequence[jax.Array]) -> jax.Array:
     z = node.conv(x[0], jnp.asarray(node.kernel))
     if node.bias is not None:
         z = z + _channels(node.bias, z)

@@ -194,6 +194,25 @@ class ResizeNode(Node):
     taps: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
+def axis_taps(
+    shape: tuple[int, ...], at: int, index: np.ndarray, weight: np.ndarray | None = None
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """`ResizeNode.taps` that resample axis `at` of a map of this shape and leave the other.
+
+    Args:
+      shape: `(B, H, W, C)`.
+      at: 1 or 2.
+      index: `(n,)` or `(n, k)`.
+      weight: of the same shape; 1 where not given.
+    """
+    table = index.reshape(len(index), -1).astype(np.int64)
+    weights = np.ones(table.shape, np.float32) if weight is None else weight.astype(np.float32)
+    rest = [np.arange(shape[i])[:, None] for i in (1, 2)]
+    made = [(r, np.ones(r.shape, np.float32)) for r in rest]
+    made[at - 1] = (table, weights)
+    return tuple(made)
+
+
 @dataclasses.dataclass
 class DepthToSpaceNode(Node):
     """(B, H, W, s s C) to (B, s H, s W, C).

@@ -6,31 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from skipconv_jax.program.fold.nodes import (
-    ACTIVATIONS,
-    AffineNode,
-    BinaryNode,
-    ChannelsNode,
-    ConcatNode,
-    ConvNode,
-    CropNode,
-    Graph,
-    Node,
-    OtherNode,
-    PadNode,
-    PoolNode,
-    PReluNode,
-    ReduceNode,
-    Ref,
-    SoftmaxNode,
-    SpaceToDepthNode,
-    SumNode,
-    UnaryNode,
-    UpsampleNode,
-)
+from skipconv_jax.program.fold import nodes as g
+from skipconv_jax.program.fold.views import Ref
 
 
-def drop_unused(graph: Graph) -> None:
+def drop_unused(graph: g.Graph) -> None:
     """Removes nodes whose tensors nobody reads."""
     uses = graph.uses()
     kept = []
@@ -42,32 +22,32 @@ def drop_unused(graph: Graph) -> None:
     graph.nodes = kept[::-1]
 
 
-def _made_by(node: Node) -> tuple[Ref, ...]:
-    return node.outputs if isinstance(node, OtherNode) else (node.output,)
+def _made_by(node: g.Node) -> tuple[Ref, ...]:
+    return node.outputs if isinstance(node, g.OtherNode) else (node.output,)
 
 
 class _Index:
     """Who makes a tensor and where, and how many nodes read it; kept up to date by `replace`."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: g.Graph) -> None:
         self._makers = {r: n for n in graph.nodes for r in _made_by(n)}
         self._uses = graph.uses()
         self._places = {id(n): i for i, n in enumerate(graph.nodes)}
 
-    def sole(self, ref: Ref, kind: type[Node] | tuple[type[Node], ...]) -> Any:
+    def sole(self, ref: Ref, kind: type[g.Node] | tuple[type[g.Node], ...]) -> Any:
         """The maker of a tensor, if it is of this kind and has one reader."""
         maker = self._makers.get(ref)
         return maker if isinstance(maker, kind) and self._uses[ref] == 1 else None
 
-    def maker(self, ref: Ref) -> Node | None:
+    def maker(self, ref: Ref) -> g.Node | None:
         """What makes a tensor; None for an input of the graph."""
         return self._makers.get(ref)
 
-    def place(self, node: Node) -> int:
+    def place(self, node: g.Node) -> int:
         """Position of a node in the order of evaluation."""
         return self._places[id(node)]
 
-    def replace(self, old: Node, new: Node) -> list[int]:
+    def replace(self, old: g.Node, new: g.Node) -> list[int]:
         """Puts `new` in the place of `old`; returns the places of nodes nobody reads any more."""
         self._uses.update(new.inputs)
         at = self._places.pop(id(old))
@@ -76,7 +56,7 @@ class _Index:
         self._makers[new.output] = new
         return unread
 
-    def _release(self, node: Node) -> list[int]:
+    def _release(self, node: g.Node) -> list[int]:
         unread = []
         for ref in node.inputs:
             self._uses[ref] -= 1
@@ -88,7 +68,7 @@ class _Index:
         return unread
 
 
-def _rewrite(graph: Graph, change: Callable[[Node, _Index], Node | None]) -> None:
+def _rewrite(graph: g.Graph, change: Callable[[g.Node, _Index], g.Node | None]) -> None:
     """Replaces each node by what `change` makes of it, until it makes nothing more."""
     index = _Index(graph)
     gone: set[int] = set()
@@ -101,43 +81,43 @@ def _rewrite(graph: Graph, change: Callable[[Node, _Index], Node | None]) -> Non
     graph.nodes = [n for at, n in enumerate(graph.nodes) if at not in gone]
 
 
-def _swish(graph: Graph) -> None:
+def _swish(graph: g.Graph) -> None:
     """x * logistic(x)."""
 
-    def change(node: Node, index: _Index) -> Node | None:
-        if not isinstance(node, BinaryNode) or node.fn != "mul":
+    def change(node: g.Node, index: _Index) -> g.Node | None:
+        if not isinstance(node, g.BinaryNode) or node.fn != "mul":
             return None
         for x, gate in (node.inputs, node.inputs[::-1]):
-            maker = index.sole(gate, UnaryNode)
+            maker = index.sole(gate, g.UnaryNode)
             if maker and maker.fn == "logistic" and maker.inputs == (x,):
-                return UnaryNode((x,), node.output, "swish")
+                return g.UnaryNode((x,), node.output, "swish")
         return None
 
     _rewrite(graph, change)
 
 
-def _compose_affine(graph: Graph) -> None:
+def _compose_affine(graph: g.Graph) -> None:
     """Two affine maps in a row are one."""
 
-    def change(node: Node, index: _Index) -> Node | None:
-        if not isinstance(node, AffineNode):
+    def change(node: g.Node, index: _Index) -> g.Node | None:
+        if not isinstance(node, g.AffineNode):
             return None
-        inner = index.sole(node.inputs[0], AffineNode)
+        inner = index.sole(node.inputs[0], g.AffineNode)
         if inner is None:
             return None
         scale, shift = node.scale * inner.scale, node.scale * inner.shift + node.shift
-        return AffineNode(inner.inputs, node.output, scale, shift)
+        return g.AffineNode(inner.inputs, node.output, scale, shift)
 
     _rewrite(graph, change)
 
 
-def _fold_affine(graph: Graph) -> None:
+def _fold_affine(graph: g.Graph) -> None:
     """A convolution takes the affine map of its output into kernel and bias."""
 
-    def change(node: Node, index: _Index) -> Node | None:
-        if not isinstance(node, AffineNode):
+    def change(node: g.Node, index: _Index) -> g.Node | None:
+        if not isinstance(node, g.AffineNode):
             return None
-        conv = index.sole(node.inputs[0], ConvNode)
+        conv = index.sole(node.inputs[0], g.ConvNode)
         if conv is None:
             return None
         channels = (conv.conv.out_channels,)
@@ -157,44 +137,44 @@ def _terms(node: Any, term: tuple[Ref, int, float]) -> list[tuple[Ref, int, floa
     """The terms of a sum that stand for one of its terms, which `node` makes."""
     _, factor, weight = term
     match node:
-        case AffineNode() if node.scale.ndim == 0 and not np.any(node.shift):
+        case g.AffineNode() if node.scale.ndim == 0 and not np.any(node.shift):
             return [(node.inputs[0], factor, float(node.scale) * weight)]
-        case UpsampleNode() if factor == 1:
+        case g.UpsampleNode() if factor == 1:
             return [(node.inputs[0], node.factor, weight)]
-        case SumNode() if factor == 1:
+        case g.SumNode() if factor == 1:
             return [(r, f, w * weight) for r, f, w in node.terms]
     return None
 
 
-def _sums(graph: Graph) -> None:
+def _sums(graph: g.Graph) -> None:
     """Trees of additions become one sum, upsampling and scalar weights of its inputs included."""
 
-    def change(node: Node, index: _Index) -> Node | None:
-        if isinstance(node, BinaryNode) and node.fn == "add":
+    def change(node: g.Node, index: _Index) -> g.Node | None:
+        if isinstance(node, g.BinaryNode) and node.fn == "add":
             left, right = (graph.avals[r].shape for r in node.inputs)
-            return SumNode(node.inputs, node.output, (1, 1)) if left == right else None
-        if not isinstance(node, SumNode):
+            return g.SumNode(node.inputs, node.output, (1, 1)) if left == right else None
+        if not isinstance(node, g.SumNode):
             return None
         for i, term in enumerate(node.terms):
-            inner = _terms(index.sole(term[0], (SumNode, UpsampleNode, AffineNode)), term)
+            inner = _terms(index.sole(term[0], (g.SumNode, g.UpsampleNode, g.AffineNode)), term)
             if inner is None:
                 continue
             terms = [*node.terms[:i], *inner, *node.terms[i + 1 :]]
             inputs, factors, weights = zip(*terms, strict=True)
             plain = all(w == 1 for w in weights)
-            return SumNode(inputs, node.output, factors, weights=() if plain else weights)
+            return g.SumNode(inputs, node.output, factors, weights=() if plain else weights)
         return None
 
     _rewrite(graph, change)
 
 
-def _activations(graph: Graph) -> None:
+def _activations(graph: g.Graph) -> None:
     """Convolutions and sums take the activation that follows them."""
 
-    def change(node: Node, index: _Index) -> Node | None:
-        if not isinstance(node, UnaryNode) or node.fn not in ACTIVATIONS:
+    def change(node: g.Node, index: _Index) -> g.Node | None:
+        if not isinstance(node, g.UnaryNode) or node.fn not in g.ACTIVATIONS:
             return None
-        before = index.sole(node.inputs[0], (ConvNode, SumNode))
+        before = index.sole(node.inputs[0], (g.ConvNode, g.SumNode))
         if before is None or before.act != "none":
             return None
         return dataclasses.replace(before, output=node.output, act=node.fn, params=node.params)
@@ -202,13 +182,13 @@ def _activations(graph: Graph) -> None:
     _rewrite(graph, change)
 
 
-def _prelus(graph: Graph) -> None:
+def _prelus(graph: g.Graph) -> None:
     """Convolutions take the PReLU that follows them."""
 
-    def change(node: Node, index: _Index) -> Node | None:
-        if not isinstance(node, PReluNode):
+    def change(node: g.Node, index: _Index) -> g.Node | None:
+        if not isinstance(node, g.PReluNode):
             return None
-        conv = index.sole(node.inputs[0], ConvNode)
+        conv = index.sole(node.inputs[0], g.ConvNode)
         if conv is None or conv.act != "none":
             return None
         return dataclasses.replace(conv, output=node.output, act="prelu", slope=node.slope)
@@ -216,58 +196,58 @@ def _prelus(graph: Graph) -> None:
     _rewrite(graph, change)
 
 
-def _pools(graph: Graph) -> None:
+def _pools(graph: g.Graph) -> None:
     """A sum over windows divided by their size is a mean; zero borders become padding."""
 
-    def change(node: Node, index: _Index) -> Node | None:
-        if isinstance(node, AffineNode) and node.scale.ndim == 0 and not np.any(node.shift):
-            pool = index.sole(node.inputs[0], PoolNode)
+    def change(node: g.Node, index: _Index) -> g.Node | None:
+        if isinstance(node, g.AffineNode) and node.scale.ndim == 0 and not np.any(node.shift):
+            pool = index.sole(node.inputs[0], g.PoolNode)
             if pool is None or pool.fn != "sum":
                 return None
             size = float(np.prod(pool.window))
             if not np.isclose(node.scale, 1 / size, rtol=1e-6):
                 return None
             return dataclasses.replace(pool, output=node.output, fn="mean")
-        if isinstance(node, ConvNode | PoolNode):
+        if isinstance(node, g.ConvNode | g.PoolNode):
             return _padded(node, index)
         return None
 
     _rewrite(graph, change)
 
 
-def _padded(node: Any, index: _Index) -> Node | None:
+def _padded(node: Any, index: _Index) -> g.Node | None:
     border = index.maker(node.inputs[0])
-    if not isinstance(border, PadNode):
+    if not isinstance(border, g.PadNode):
         return None
-    maximum = isinstance(node, PoolNode) and node.fn == "max"
+    maximum = isinstance(node, g.PoolNode) and node.fn == "max"
     if border.value != (-np.inf if maximum else 0.0) or getattr(node, "fn", "") == "mean_valid":
         return None
-    conv = node.conv if isinstance(node, ConvNode) else node
+    conv = node.conv if isinstance(node, g.ConvNode) else node
     pads = tuple(
         (lo + a, hi + b) for (lo, hi), (a, b) in zip(conv.padding, border.padding, strict=True)
     )
     inputs = (border.inputs[0], *node.inputs[1:])
-    if isinstance(node, PoolNode):
+    if isinstance(node, g.PoolNode):
         return dataclasses.replace(node, inputs=inputs, padding=pads)
     spatial = tuple(n - a - b for n, (a, b) in zip(conv.in_spatial, border.padding, strict=True))
     moved = dataclasses.replace(conv, padding=pads, in_spatial=spatial)
     return dataclasses.replace(node, inputs=inputs, conv=moved)
 
 
-def _channel_lists(graph: Graph) -> None:
+def _channel_lists(graph: g.Graph) -> None:
     """Channels of channels are channels of what those come from."""
 
-    def change(node: Node, index: _Index) -> Node | None:
-        if not isinstance(node, ConcatNode | ChannelsNode):
+    def change(node: g.Node, index: _Index) -> g.Node | None:
+        if not isinstance(node, g.ConcatNode | g.ChannelsNode):
             return None
-        if not any(isinstance(index.maker(r), ConcatNode | ChannelsNode) for r in node.inputs):
+        if not any(isinstance(index.maker(r), g.ConcatNode | g.ChannelsNode) for r in node.inputs):
             return None
         table = _channels(node, graph)
         refs: list[Ref] = []
         places: list[tuple[Ref, int]] = []
         for ref, channel in table:
             maker = index.maker(ref)
-            inner = isinstance(maker, ConcatNode | ChannelsNode)
+            inner = isinstance(maker, g.ConcatNode | g.ChannelsNode)
             places.append(_channels(maker, graph)[channel] if inner else (ref, channel))
         refs = list(dict.fromkeys(ref for ref, _ in places))
         if len(refs) > 8 and len(refs) > len(node.inputs):
@@ -277,32 +257,32 @@ def _channel_lists(graph: Graph) -> None:
     _rewrite(graph, change)
 
 
-def _channels(node: Any, graph: Graph) -> list[tuple[Ref, int]]:
+def _channels(node: Any, graph: g.Graph) -> list[tuple[Ref, int]]:
     """Input and channel of every output channel."""
     flat = [(r, c) for r in node.inputs for c in range(graph.avals[r].shape[-1])]
-    return flat if isinstance(node, ConcatNode) else [flat[i] for i in node.index]
+    return flat if isinstance(node, g.ConcatNode) else [flat[i] for i in node.index]
 
 
-def _picked(refs: list[Ref], places: list[tuple[Ref, int]], output: Ref, graph: Graph) -> Node:
+def _picked(refs: list[Ref], places: list[tuple[Ref, int]], output: Ref, graph: g.Graph) -> g.Node:
     starts, at = {}, 0
     for ref in refs:
         starts[ref] = at
         at += graph.avals[ref].shape[-1]
     index = tuple(starts[ref] + channel for ref, channel in places)
     if index == tuple(range(at)):
-        return ConcatNode(tuple(refs), output)
-    return ChannelsNode(tuple(refs), output, index)
+        return g.ConcatNode(tuple(refs), output)
+    return g.ChannelsNode(tuple(refs), output, index)
 
 
-def _stems(graph: Graph) -> None:
+def _stems(graph: g.Graph) -> None:
     """A convolution of every s-th row and column, phase by phase, is one of stride s on the map.
 
     `Focus` stems and `space_to_depth` before a convolution: the places of the taps are noted, since
     a gate's kernel is as `skip` saw it.
     """
 
-    def change(node: Node, index: _Index) -> Node | None:
-        if not isinstance(node, ConvNode) or node.conv.rank != 2 or node.taps is not None:
+    def change(node: g.Node, index: _Index) -> g.Node | None:
+        if not isinstance(node, g.ConvNode) or node.conv.rank != 2 or node.taps is not None:
             return None
         conv = node.conv
         if conv.groups != 1 or conv.dilation != (1, 1):
@@ -322,17 +302,17 @@ def _stems(graph: Graph) -> None:
 
 
 def _phases_of(
-    maker: Node | None, index: _Index, graph: Graph
+    maker: g.Node | None, index: _Index, graph: g.Graph
 ) -> tuple[Ref, int, list[tuple[int, int, int]]] | None:
     """The map, the stride, and row, column and channel of each channel."""
-    if isinstance(maker, SpaceToDepthNode):
+    if isinstance(maker, g.SpaceToDepthNode):
         source, s = maker.inputs[0], maker.block
         c = graph.avals[source].shape[-1]
         return source, s, [(k // c // s, k // c % s, k % c) for k in range(s * s * c)]
-    if not isinstance(maker, ConcatNode | ChannelsNode):
+    if not isinstance(maker, g.ConcatNode | g.ChannelsNode):
         return None
     crops = {r: index.maker(r) for r in maker.inputs}
-    known = [m for m in crops.values() if isinstance(m, CropNode)]
+    known = [m for m in crops.values() if isinstance(m, g.CropNode)]
     if len(known) != len(crops) or len({m.inputs[0] for m in known}) != 1:
         return None
     source, s = known[0].inputs[0], known[0].strides[0]
@@ -341,13 +321,13 @@ def _phases_of(
         whole = tuple(n // s for n in size) == m.sizes and all(n % s == 0 for n in size)
         if not whole or m.strides != (s, s) or max(m.starts) >= s or s == 1:
             return None
-    starts = {r: m.starts for r, m in crops.items() if isinstance(m, CropNode)}
+    starts = {r: m.starts for r, m in crops.items() if isinstance(m, g.CropNode)}
     return source, s, [(starts[r][0], starts[r][1], c) for r, c in _channels(maker, graph)]
 
 
 def _strided(
-    node: ConvNode, source: Ref, s: int, places: list[tuple[int, int, int]], graph: Graph
-) -> ConvNode:
+    node: g.ConvNode, source: Ref, s: int, places: list[tuple[int, int, int]], graph: g.Graph
+) -> g.ConvNode:
     conv = node.conv
     (kh, kw), channels = conv.window, graph.avals[source].shape[-1]
     kernel = np.zeros((kh * s, kw * s, channels, conv.out_channels), np.float32)
@@ -370,43 +350,43 @@ def _strided(
     return dataclasses.replace(node, inputs=inputs, kernel=kernel, conv=moved, taps=taps)
 
 
-def _softmax(graph: Graph) -> None:
+def _softmax(graph: g.Graph) -> None:
     """exp(x - max) / sum of that, over the channels."""
 
-    def change(node: Node, index: _Index) -> Node | None:
-        if not isinstance(node, BinaryNode) or node.fn != "div":
+    def change(node: g.Node, index: _Index) -> g.Node | None:
+        if not isinstance(node, g.BinaryNode) or node.fn != "div":
             return None
         top, total = index.maker(node.inputs[0]), index.maker(node.inputs[1])
-        if not isinstance(total, ReduceNode) or total.fn != "sum":
+        if not isinstance(total, g.ReduceNode) or total.fn != "sum":
             return None
-        if total.inputs != node.inputs[:1] or not isinstance(top, UnaryNode) or top.fn != "exp":
+        if total.inputs != node.inputs[:1] or not isinstance(top, g.UnaryNode) or top.fn != "exp":
             return None
         centred = index.maker(top.inputs[0])
-        if not isinstance(centred, BinaryNode) or centred.fn != "sub":
+        if not isinstance(centred, g.BinaryNode) or centred.fn != "sub":
             return None
         x, largest = centred.inputs[0], _unclipped(centred.inputs[1], index)
-        if isinstance(largest, ReduceNode) and largest.fn == "max" and largest.inputs == (x,):
-            return SoftmaxNode((x,), node.output)
+        if isinstance(largest, g.ReduceNode) and largest.fn == "max" and largest.inputs == (x,):
+            return g.SoftmaxNode((x,), node.output)
         return None
 
     _rewrite(graph, change)
 
 
-def _unclipped(ref: Ref, index: _Index) -> Node | None:
+def _unclipped(ref: Ref, index: _Index) -> g.Node | None:
     """What makes a tensor, a maximum with -inf left out."""
     maker = index.maker(ref)
-    if isinstance(maker, UnaryNode) and maker.fn == "clip" and maker.params == (-np.inf, np.inf):
+    if isinstance(maker, g.UnaryNode) and maker.fn == "clip" and maker.params == (-np.inf, np.inf):
         return index.maker(maker.inputs[0])
     return maker
 
 
-def _residuals(graph: Graph) -> None:
+def _residuals(graph: g.Graph) -> None:
     """The later of two summed convolutions takes the other input as its residual."""
 
-    def change(node: Node, index: _Index) -> Node | None:
-        if not isinstance(node, SumNode) or node.factors != (1, 1) or node.weights:
+    def change(node: g.Node, index: _Index) -> g.Node | None:
+        if not isinstance(node, g.SumNode) or node.factors != (1, 1) or node.weights:
             return None
-        makers = [(index.sole(r, ConvNode), r) for r in node.inputs]
+        makers = [(index.sole(r, g.ConvNode), r) for r in node.inputs]
         free = [
             (index.place(conv), i)
             for i, (conv, _) in enumerate(makers)

@@ -62,6 +62,12 @@ def whole(ref: Ref, shape: Sequence[int], order: Sequence[int] | None = None) ->
     return View(ref, dims, (0,) * len(shape))
 
 
+def laid(ref: Ref, shape: Sequence[int], roles: Sequence[int]) -> View:
+    """A tensor `(B, H, W, C)` as an array whose axes `roles` are those, in that order."""
+    order = list(roles)
+    return whole(ref, shape, [order.index(i) for i in range(len(order))])
+
+
 def _dim(atoms: Sequence[Atom]) -> Dim:
     """Without atoms of size 1, and neighbours that step evenly joined."""
     found: list[Atom] = []

@@ -222,9 +222,8 @@ def configuration(
       gate: name, threshold and block; None for the careful ones.
       policy: of all convolutions; `closed_loop`, which does not drift, by default.
     """
-    config = base()
+    config = base("given")
     with config.unlocked():
-        config.task = "given"
         config.input = ConfigDict({"height": network.size[0], "width": network.size[1]})
         safe = {"name": "input_norm", "threshold": SAFE_THRESHOLD, "block": SAFE_BLOCK}
         config.skip.gate = ConfigDict(safe, type_safe=False)

@@ -38,10 +38,7 @@ SKC_INLINE vf vsigmoid_factor(vf x) {
   return x < -87.f ? vf{} : y;
 }
 SKC_INLINE vf vswish(vf x) { return x * vsigmoid_factor(x); }
-SKC_INLINE vf vsigmoid(vf x) {
-  const vf y = vreciprocal(1.0f + vexp_minus(x));
-  return x == x ? y : x;
-}
+SKC_INLINE vf vsigmoid(vf x) { return x == x ? vsigmoid_factor(x) : x; }
 
 // exp(r) - 1 = q and the n of x = n ln 2 + r, |r| <= ln(2)/2, for x in [-104, 89].
 SKC_INLINE vf vexp_parts(vf x, vf& n) {

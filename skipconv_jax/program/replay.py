@@ -8,7 +8,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 
-class Traced:
+class Replay:
     """`fn(variables, x)` for arguments of the shapes it was traced with; others trace it anew.
 
     Tracing runs the Python of the network, which takes seconds for a deep one; replaying its

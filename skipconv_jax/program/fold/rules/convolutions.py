@@ -1,0 +1,114 @@
+"""Convolutions, transposed ones as well."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from skipconv_jax.ops.geometry import Conv
+from skipconv_jax.program.fold import nodes as g
+from skipconv_jax.program.fold.reader import Known, Reader, Rule
+from skipconv_jax.program.fold.views import (
+    Ref,
+    View,
+    laid,
+)
+from skipconv_jax.program.jaxprs import CONV, channels_last, window_first
+
+
+def _conv(reader: Reader, eqn: Any, values: list[Any]) -> View | None:
+    x, kernel = values
+    params, out = eqn.params, eqn.outvars[0].aval
+    numbers = params["dimension_numbers"]
+    if isinstance(x, Known) or not isinstance(kernel, Known) or params["batch_group_count"] != 1:
+        return None
+    if out.dtype != jnp.float32 or len(out.shape) != 4:
+        return None
+    ref = reader.map(x, channels_last(numbers.lhs_spec))
+    weights = np.transpose(kernel.array, window_first(numbers.rhs_spec))
+    options = {
+        "strides": params["window_strides"],
+        "dilation": params["rhs_dilation"],
+        "groups": params["feature_group_count"],
+        "precision": params["precision"],
+    }
+    order = channels_last(numbers.out_spec)
+    shape = tuple(out.shape[i] for i in order)
+    if math.prod(params["lhs_dilation"]) != 1:
+        made = _transposed(reader, params, ref, weights, shape)
+        if made is None:
+            return None
+        ref = made
+    else:
+        conv = Conv.make(reader.shape(ref), weights.shape, padding=params["padding"], **options)
+        ref = reader.make(lambda o: _conv_node(reader, ref, o, conv, weights), shape)
+    return laid(ref, shape, order)
+
+
+def _conv_node(reader: Reader, x: Ref, out: Ref, conv: Conv, weights: np.ndarray) -> g.ConvNode:
+    size = np.abs(weights)
+    means = float(size.mean()), float(size.sum())
+    return g.ConvNode((x,), out, reader.site.name, conv, weights, None, *means)
+
+
+def _phases(
+    n: int, k: int, out: int, stride: int, low: int, dilation: int
+) -> tuple[list[list[tuple[int, int]]], int, tuple[int, int]]:
+    """Per phase of the output (tap of its kernel, tap of the kernel); their number; padding."""
+    offsets = [
+        [
+            ((p - low + j * dilation) // stride, j)
+            for j in range(k)
+            if (p - low + j * dilation) % stride == 0
+        ]
+        for p in range(stride)
+    ]
+    first = min((t for phase in offsets for t, _ in phase), default=0)
+    last = max((t for phase in offsets for t, _ in phase), default=0)
+    size = -(-out // stride)
+    high = size - 1 + last - (n - 1)
+    taps = [[(t - first, j) for t, j in phase] for phase in offsets]
+    return taps, last - first + 1, (-first, high)
+
+
+def _transposed(
+    reader: Reader, params: Any, x: Ref, weights: np.ndarray, shape: tuple[int, ...]
+) -> Ref | None:
+    """A transposed convolution: every phase of the output is a convolution of its own, all of them
+    output channels of one, which become positions after it."""
+    stride = params["lhs_dilation"][0]
+    if set(params["lhs_dilation"]) != {stride} or set(params["window_strides"]) != {1}:
+        return None
+    if params["feature_group_count"] != 1:
+        return None
+    b, h, w, ci = reader.shape(x)
+    kh, kw, _, co = weights.shape
+    axes = [
+        _phases(n, k, out, stride, pads[0], dilation)
+        for n, k, out, pads, dilation in zip(
+            (h, w), (kh, kw), shape[1:3], params["padding"], params["rhs_dilation"], strict=True
+        )
+    ]
+    (rows, th, pad_h), (cols, tw, pad_w) = axes
+    if min(*pad_h, *pad_w) < 0:
+        return None
+    kernel = np.zeros((th, tw, ci, stride, stride, co), np.float32)
+    for py, row in enumerate(rows):
+        for px, col in enumerate(cols):
+            for ty, jy in row:
+                for tx, jx in col:
+                    kernel[ty, tx, :, py, px] = weights[jy, jx]
+    kernel = kernel.reshape(th, tw, ci, stride * stride * co)
+    conv = Conv.make((b, h, w, ci), kernel.shape, padding=(pad_h, pad_w))
+    small = (b, *conv.out_spatial, kernel.shape[3])
+    deep = reader.make(lambda o: _conv_node(reader, x, o, conv, kernel), small)
+    big = (b, small[1] * stride, small[2] * stride, co)
+    ref = reader.make(lambda o: g.DepthToSpaceNode((deep,), o, stride), big)
+    if big == shape:
+        return ref
+    sizes = (shape[1], shape[2])
+    return reader.make(lambda o: g.CropNode((ref,), o, (0, 0), sizes, (1, 1)), shape)
+
+
+RULES: dict[str, Rule] = {CONV: _conv}

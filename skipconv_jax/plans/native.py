@@ -394,7 +394,8 @@ def _frames_as_given(graph: g.Graph) -> tuple[g.Graph, frozenset[int]]:
         if not isinstance(node, g.LayoutNode) or is_whole(node.view, aval.shape) != (0, 2, 3, 1):
             continue
         after = [n for n in graph.nodes if node.output in n.inputs]
-        if node.output not in graph.outputs and not any(why_not(n, graph.avals) for n in after):
+        returned = {ref, node.output} & {o for o in graph.outputs if isinstance(o, int)}
+        if not returned and not any(why_not(n, graph.avals) for n in after):
             moved[ref] = node
     gone = {id(n) for n in moved.values()}
     nodes = [n for n in graph.nodes if id(n) not in gone]

@@ -139,7 +139,7 @@ def test_joints_agree_within_a_twentieth_of_the_frame():
 
 
 def test_detections_agree_with_what_the_dense_network_is_sure_of():
-    config = configs.base("pose")
+    config = configs.base("detection")
     experiment = DetectionExperiment(config, None, DetectionTask((64, 64)))
     boxes = np.array([[4, 4, 24, 24], [30, 30, 60, 60], [0, 0, 9, 9]], np.float32)
     dense = Predictions(

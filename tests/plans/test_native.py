@@ -292,3 +292,22 @@ def test_frames_channels_first_enter_the_engine_as_they_are(channels: int) -> No
         for name, mask in plan.fired(masks).items():
             np.testing.assert_array_equal(mask, state[name].fired)
         assert (plan.fired(masks)["a"].sum() > 0) == (t in (0, 2))
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 2, 3, 1)])
+def test_a_frame_that_is_returned_too(axes: tuple[int, ...]) -> None:
+    """As it came, or turned: then it must not enter the engine alone."""
+    rng = np.random.default_rng(0)
+    weights = {"a": jnp.asarray(rng.normal(size=(4, 3, 1, 1)), jnp.float32)}
+
+    def fn(variables, x):
+        z = jax.lax.conv_general_dilated(x, variables["a"], (1, 1), "VALID")
+        return x.transpose(axes), z
+
+    frame = jnp.asarray(rng.normal(size=(1, 3, 9, 7)), jnp.float32)
+    net = skip(fn, gate=InputNormGate(0.1, block=4))
+    params, _ = net.init(weights, frame)
+    plan = compile_plan(net, params, frame, engine="native")
+    returned, got, *_ = jax.tree.leaves(plan.step(plan.init_state(), frame)[0])
+    np.testing.assert_array_equal(returned, frame.transpose(axes))
+    np.testing.assert_allclose(got, fn(weights, frame)[1], rtol=1e-5, atol=1e-5)

@@ -34,9 +34,7 @@ def _read(fn: Callable[..., Any], variables: Any, x: Any, calls: Calls | None) -
     return Reader(variables, RULES, NCHW if first else NHWC, calls).read(fn, x)
 
 
-def build(
-    fn: Callable[..., Any], variables: Any, x: Any, *, quantised: bool = True
-) -> Graph:
+def build(fn: Callable[..., Any], variables: Any, x: Any, *, quantised: bool = True) -> Graph:
     """Traces `fn(variables, x)` with concrete variables and folds it.
 
     Args:

@@ -130,8 +130,8 @@ class Reader(Tensors):
         primitive = eqn.primitive.name
         inner = body(eqn)
         if inner is not None:
-            made = self._call(eqn, values, place)
-            return run(inner, values, self, place) if made is None else made
+            known = self._call(eqn, inner, values, place)
+            return run(inner, values, self, place) if known is None else known
         self._place = place
         if all(isinstance(v, Known) for v in values):
             return evaluate(eqn, values)
@@ -139,13 +139,13 @@ class Reader(Tensors):
         made = rule(self, eqn, values) if rule else None
         return [made] if made is not None else self._other(eqn, values)
 
-    def _call(self, eqn: Any, values: list[Any], place: Place) -> list[Any] | None:
+    def _call(self, eqn: Any, inner: Any, values: list[Any], place: Place) -> list[Any] | None:
         """Results of a call that has a meaning as a whole."""
         name = eqn.params.get("name")
         if name not in self._calls.rules:
             return None
         if all(isinstance(v, Known) for v in values):
-            (known,) = run(body(eqn), values, self, place)
+            (known,) = run(inner, values, self, place)
             return [dataclasses.replace(known, levels=self._calls.levels(eqn, values))]
         made = self._calls.rules[name](self, eqn, values)
         return None if made is None else [made]

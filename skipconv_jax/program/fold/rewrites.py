@@ -390,7 +390,9 @@ def _residuals(graph: g.Graph) -> None:
         free = [
             (index.place(conv), i)
             for i, (conv, _) in enumerate(makers)
-            if conv is not None and conv.act == "none" and conv.residual is None
+            if conv is not None
+            and conv.act == "none"
+            and conv.residual is None
             # A sum of quantised tensors has a node of its own.
             and conv.levels is None
         ]

@@ -43,7 +43,8 @@ def execute_quantised(node: Node, x: Sequence[jax.Array]) -> jax.Array:
 def accumulate(node: QConvNode, x: jax.Array) -> jax.Array:
     """sum w (x - zero) + bias, int32."""
     steps = x.astype(jnp.int32) - node.grid.zero
-    return q.int_conv(steps, node.kernel, node.conv) + jnp.asarray(node.bias)
+    products = q.int_conv(steps, node.kernel, node.conv)
+    return products + q.last_axes(node.bias, products)
 
 
 def finish_conv(node: QConvNode, acc: jax.Array) -> jax.Array:

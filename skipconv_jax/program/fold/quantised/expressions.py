@@ -19,7 +19,7 @@ from skipconv_jax.program.fold.quantised.nodes import DequantizeNode, QTableNode
 from skipconv_jax.program.fold.views import Ref
 
 FINE = 4096
-"""Entries of a table over a convolution's, sum's or product's own result: 1/16 of a step or less."""
+"""Entries of a table over a convolution's, sum's or product's own result."""
 _CLIPS = {"none": (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
 
 
@@ -123,7 +123,7 @@ class Expressions:
         """
         act, params = getattr(core, "act", "none"), getattr(core, "params", ())
         if ref == core.output and (bounds := _bounds(act, params)) is not None:
-            lo, hi = (np.float32(b) / np.float32(grid.scale) for b in bounds)
+            lo, hi = (float(np.float32(b) / np.float32(grid.scale)) for b in bounds)
             return np.float32(grid.scale), Finish.on(grid, lo, hi)
 
         def function(v: np.ndarray) -> np.ndarray:
@@ -139,9 +139,7 @@ def _bounds(act: str, params: tuple[float, ...]) -> tuple[float, float] | None:
     return (params[0], params[1]) if act == "clip" else _CLIPS.get(act)
 
 
-def _fine(
-    function: Callable[[np.ndarray], np.ndarray], grid: Grid
-) -> tuple[np.float32, Finish]:
+def _fine(function: Callable[[np.ndarray], np.ndarray], grid: Grid) -> tuple[np.float32, Finish]:
     """A table over the range in which a function is not saturated."""
     span = 255 * np.float64(grid.scale)
     reach = np.geomspace(span * 2**-12, max(span, 1.0) * 2**10, 2000).astype(np.float32)

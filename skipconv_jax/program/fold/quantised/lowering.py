@@ -77,9 +77,7 @@ def total(
     return QSumNode(tuple(leaf.ref for leaf in leaves), -1, np.stack(tables), finish)
 
 
-def product(
-    node: g.BinaryNode, real: Real, unit: np.float32, finish: Finish
-) -> QMulNode | None:
+def product(node: g.BinaryNode, real: Real, unit: np.float32, finish: Finish) -> QMulNode | None:
     """A product of two quantised tensors."""
     if any(r not in real for r in node.inputs):
         return None

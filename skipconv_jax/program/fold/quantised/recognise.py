@@ -140,7 +140,7 @@ class _Walk:
         self.real[node.output] = (ref, grid)
         return True
 
-    # -- from a quantisation backwards ---------------------------------------------------------------
+    # -- from a quantisation backwards ------------------------------------------------------------
     def quantised(self, ref: Ref, grid: Grid) -> Ref | None:
         """A float tensor on a grid, computed on bytes; None where that can't be."""
         if self.real.get(ref, (ref, None))[1] == grid:

@@ -15,6 +15,7 @@ division at run time (XLA divides by multiplying with a reciprocal, which is a l
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -196,7 +197,7 @@ def last_axes(values: Any, like: jax.Array) -> jax.Array:
     return array.reshape((1,) * (like.ndim - array.ndim) + array.shape)
 
 
-def summed(terms: list[jax.Array], tables: np.ndarray, out: Finish) -> jax.Array:
+def summed(terms: Sequence[jax.Array], tables: np.ndarray, out: Finish) -> jax.Array:
     """finish(tables[0][q0] + tables[1][q1] + ...), added from the left.
 
     Args:

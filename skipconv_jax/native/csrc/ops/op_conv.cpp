@@ -9,6 +9,7 @@ namespace SKC_ISA {
 namespace {
 
 constexpr int kTile = 8;  // blocks are computed in tiles of at most kTile rows
+constexpr int kEven = 8;  // tiles per thread from which on the last one hardly counts
 constexpr int kChunk = 64;  // positions of a tile that go through convolution and epilogue together
 
 struct Source {
@@ -434,6 +435,37 @@ bool split_channels(Run& run, const Op& o) {
   return true;
 }
 
+// Cuts tiles into halves of whole rows of cells where there are too few for threads to come out even.
+// Winograd's tiles stay whole: their transforms share edges.
+void halve_rows(Run& run, const Op& o) {
+  const int T = run.pool.threads();
+  if (T == 1 || o.algo == kWinograd || is_scaled(o) || (int)run.items.size() >= kEven * T) return;
+  static thread_local std::vector<Item> halves;
+  halves.clear();
+  for (const Item& item : run.items) {
+    const int middle = item.r.y0 + kCell;
+    if (item.action != kFire || item.r.h() <= kCell || item.r.y0 % kCell) {
+      halves.push_back(item);
+      continue;
+    }
+    Item top = item, bottom = item;
+    top.r.y1 = bottom.r.y0 = middle;
+    halves.push_back(top);
+    halves.push_back(bottom);
+  }
+  run.items.swap(halves);
+}
+
+// What the items take on one thread, about: products at half of a core's rate, and the epilogue.
+double microseconds(const Run& run, const Op& o) {
+  const Tensor &in = run.call.tensors[o.src[0]], &out = run.call.tensors[o.out];
+  const double products = (double)o.kh * o.kw * in.C / o.groups * out.Cs * 2e-5, rest = out.Cs * 5e-4;
+  double us = 0;
+  for (const Item& item : run.items)
+    us += (double)item.r.h() * item.r.w() * (item.action == kFire ? products + rest : rest);
+  return us;
+}
+
 // Ranges of about equal work: a tile that only gets its epilogue costs a fraction of a convolution.
 void balance(const Run& run, int* bounds) {
   const int T = run.pool.threads(), n = (int)run.items.size();
@@ -477,10 +509,11 @@ void run_conv(Run& run, const Op& o) {
                   sizeof(float) * blocks);
   }
   if (!any || run.items.empty()) return;
+  halve_rows(run, o);
   const bool split = split_channels(run, o);
   int bounds[kMaxThreads + 1];
   balance(run, bounds);
-  run.dispatch(block_item, (int)run.items.size(), n > 0 ? 1e9 : run.items.size() * 0.5, bounds);
+  run.dispatch(block_item, (int)run.items.size(), microseconds(run, o), bounds);
   if (split && run.call.tensors[o.out].m >= 0)
     run.dispatch(change_item, (int)run.items.size(), run.items.size() * 0.5);
 }

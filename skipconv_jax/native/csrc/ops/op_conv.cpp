@@ -9,7 +9,6 @@ namespace SKC_ISA {
 namespace {
 
 constexpr int kTile = 8;  // blocks are computed in tiles of at most kTile rows
-constexpr int kEven = 8;  // tiles per thread from which on the last one hardly counts
 constexpr int kChunk = 64;  // positions of a tile that go through convolution and epilogue together
 
 struct Source {
@@ -435,27 +434,6 @@ bool split_channels(Run& run, const Op& o) {
   return true;
 }
 
-// Cuts tiles into halves of whole rows of cells where there are too few for threads to come out even.
-// Winograd's tiles stay whole: their transforms share edges.
-void halve_rows(Run& run, const Op& o) {
-  const int T = run.pool.threads();
-  if (T == 1 || o.algo == kWinograd || is_scaled(o) || (int)run.items.size() >= kEven * T) return;
-  static thread_local std::vector<Item> halves;
-  halves.clear();
-  for (const Item& item : run.items) {
-    const int middle = item.r.y0 + kCell;
-    if (item.action != kFire || item.r.h() <= kCell || item.r.y0 % kCell) {
-      halves.push_back(item);
-      continue;
-    }
-    Item top = item, bottom = item;
-    top.r.y1 = bottom.r.y0 = middle;
-    halves.push_back(top);
-    halves.push_back(bottom);
-  }
-  run.items.swap(halves);
-}
-
 // What the items take on one thread, about: products at half of a core's rate, and the epilogue.
 double microseconds(const Run& run, const Op& o) {
   const Tensor &in = run.call.tensors[o.src[0]], &out = run.call.tensors[o.out];
@@ -509,7 +487,8 @@ void run_conv(Run& run, const Op& o) {
                   sizeof(float) * blocks);
   }
   if (!any || run.items.empty()) return;
-  halve_rows(run, o);
+  // Winograd's tiles stay whole: their transforms share edges.
+  if (o.algo != kWinograd && !is_scaled(o)) halve_rows(run);
   const bool split = split_channels(run, o);
   int bounds[kMaxThreads + 1];
   balance(run, bounds);

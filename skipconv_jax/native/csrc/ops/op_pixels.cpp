@@ -9,7 +9,8 @@ namespace {
 
 constexpr int kWide = 64;  // columns of several regions computed as one
 
-// What a region needs; `line` holds one pixel's channels and a vector more.
+// What a region needs; `line` holds one pixel's channels and a vector more, or rows of a
+// separable pool.
 struct Region {
   Run& run;
   const Op& o;
@@ -65,9 +66,35 @@ void add_rect(const Region& g) {
   });
 }
 
+// The largest of windows of which one is many times read: along rows first, then down the columns.
+void max_pool_rect(const Region& g, const View& in) {
+  const Op& o = g.o;
+  const int cs = in.t->Cs, ya = g.r.y0 * o.sh - o.pt, yb = (g.r.y1 - 1) * o.sh - o.pt + o.kh;
+  const int top = ya < 0 ? 0 : ya, bottom = yb < in.t->H ? yb : in.t->H;
+  const long line = (long)g.r.w() * cs;
+  float* rows = g.line;
+  for (int y = top; y < bottom; y++)
+    for (int x = g.r.x0; x < g.r.x1; x++) {
+      const int xa = x * o.sw - o.pl, x0 = xa < 0 ? 0 : xa;
+      const int x1 = xa + o.kw < in.t->W ? xa + o.kw : in.t->W;
+      const float* p = in.pixel(y, x0);
+      float* to = rows + (y - top) * line + (long)(x - g.r.x0) * cs;
+      for (int c = 0; c < cs; c += VW) store(to + c, pool_window(p + c, 0, cs, 1, x1 - x0, true));
+    }
+  positions(g, [&](int y, int x) {
+    const int y0 = y * o.sh - o.pt < top ? top : y * o.sh - o.pt;
+    const int y1 = y * o.sh - o.pt + o.kh < bottom ? y * o.sh - o.pt + o.kh : bottom;
+    const float* p = rows + (y0 - top) * line + (long)(x - g.r.x0) * cs;
+    return put(g, y, x, [&](int c) { return pool_window(p + c, line, cs, y1 - y0, 1, true); });
+  });
+}
+
+bool separable(const Op& o) { return o.kind == kPool && o.mode == kPoolMax && o.kh > 3 && o.kw > 3; }
+
 void pool_rect(const Region& g) {
   const Op& o = g.o;
   const View in = g.source(0);
+  if (separable(o)) return max_pool_rect(g, in);
   positions(g, [&](int y, int x) {
     const int ya = y * o.sh - o.pt, xa = x * o.sw - o.pl;
     const int y0 = ya < 0 ? 0 : ya, x0 = xa < 0 ? 0 : xa;
@@ -276,7 +303,9 @@ void region_item(void* ctx, int tid, int i) {
   const Item& item = run.items[i];
   View out = run.view(o.out, item.s);
   if (item.action == kClean) return out.clean(item.r);
-  float* line = run.memory[tid].get(out.t->Cs + 2 * VW);
+  size_t floats = out.t->Cs + 2 * VW;
+  if (separable(o)) floats = ((item.r.h() - 1) * o.sh + o.kh) * (size_t)item.r.w() * out.t->Cs;
+  float* line = run.memory[tid].get(floats);
   const Region g{run, o, out, item.r, item.s, run.fresh(item.s), Activation(o, run.call.weights), line};
   switch (o.kind) {
     case kAdd: return add_rect(g);
@@ -363,6 +392,7 @@ void list_regions(Run& run, const Op& o, int s) {
 void run_pixels(Run& run, const Op& o) {
   for (int s = 0; s < run.call.B; s++) list_regions(run, o, s);
   const Tensor& t = run.call.tensors[o.out];
+  halve_rows(run);
   double area = 0;
   for (const Item& item : run.items) area += (double)item.r.h() * item.r.w();
   run.dispatch(region_item, (int)run.items.size(), area * t.Cs * 1.2e-4);

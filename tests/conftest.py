@@ -43,6 +43,7 @@ QUICK = (
     "data/test_synthetic_pose.py",
     "data/test_ua_detrac_folder.py",
     "gpu/test_hardware.py",
+    "live/test_inbox.py",
     "models/test_flow_net.py",
     "models/test_initialize.py",
     "native/test_engine.py",

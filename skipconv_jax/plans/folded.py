@@ -81,8 +81,7 @@ class FoldedPlan(XlaPlan):
                 break
             inputs = [values[r] for r in node.inputs]
             if isinstance(node, g.ConvNode | g.QConvNode) and node.name in self.layers:
-                convolve = self._convolve if isinstance(node, g.ConvNode) else self._int_convolve
-                made, new[node.name] = convolve(node, inputs, params, state[node.name])
+                made, new[node.name] = self._skipped(node, inputs, params, state[node.name])
                 values[node.output] = made
                 continue
             shape = (-1, *graph.avals[node.output].shape[1:])
@@ -93,6 +92,17 @@ class FoldedPlan(XlaPlan):
     def first_layer(self) -> FirstLayer:
         """The first Skip-Convolution, which the state holds all of."""
         return _First(self, first_name(self))
+
+    def _skipped(
+        self,
+        node: g.ConvNode | g.QConvNode,
+        x: list[jax.Array],
+        params: NetParams,
+        state: SkipState,
+    ) -> tuple[jax.Array, SkipState]:
+        if isinstance(node, g.QConvNode):
+            return self._int_convolve(node, x, params, state)
+        return self._convolve(node, x, params, state)
 
     def _convolve(
         self, node: g.ConvNode, x: list[jax.Array], params: NetParams, state: SkipState

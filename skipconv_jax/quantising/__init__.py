@@ -8,6 +8,6 @@ integers.
 """
 
 from skipconv_jax.quantising.function import QuantisedFunction
-from skipconv_jax.quantising.quantize import quantize
+from skipconv_jax.quantising.post_training import quantize
 
 __all__ = ["QuantisedFunction", "quantize"]

@@ -51,15 +51,16 @@ def place(graph: g.Graph, kept: Collection[str]) -> Placement:
 
 def unmerged(graph: g.Graph) -> g.Graph:
     """The graph with convolutions and what is added to them apart: each is rounded for itself."""
-    avals, nodes = dict(graph.avals), []
+    avals = dict(graph.avals)
+    nodes: list[g.Node] = []
     for node in graph.nodes:
         if not isinstance(node, g.ConvNode) or node.residual is None:
             nodes.append(node)
             continue
         ref = len(avals)
         avals[ref] = avals[node.output]
-        plain = {"residual": None, "act": "none", "params": (), "output": ref}
-        nodes.append(dataclasses.replace(node, inputs=node.inputs[:1], **plain))
+        plain = dataclasses.replace(node, inputs=node.inputs[:1], output=ref, residual=None)
+        nodes.append(dataclasses.replace(plain, act="none", params=()))
         terms = (ref, node.residual)
         nodes.append(g.SumNode(terms, node.output, (1, 1), node.act, params=node.params))
     return dataclasses.replace(graph, nodes=nodes, avals=avals)

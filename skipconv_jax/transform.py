@@ -338,7 +338,7 @@ def _blank(site: Site, conv: Conv, rule: Rule, streams: int) -> SkipState:
 def _unseen(shapes: NetState) -> NetState:
     """States of these shapes before a frame: zeros, fresh.
 
-    XLA compiles 50 ms for every new shape of zeros, so that they come from NumPy; but inside a trace
+    XLA compiles 50 ms for every new shape of zeros, so they come from NumPy; but inside a trace
     that would make them constants of the program.
     """
     traced = isinstance(jnp.zeros(()), jax.core.Tracer)

@@ -3,6 +3,7 @@
 import dataclasses
 import heapq
 import re
+import reprlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -438,7 +439,7 @@ def _listed_images(file: Path, video: str) -> list[Path]:
     if video not in videos:
         raise VideoError(
             f"`video` (={file}{'#' if video else ''}{video}) must name one of its videos, as in "
-            f"{file}#{next(iter(videos), 'name')}; it has {sorted(videos)}."
+            f"{file}#{next(iter(videos), 'name')[:80]}; it has {reprlib.repr(sorted(videos))}."
         )
     return [image.path for image in videos[video]]
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "train": Command("skipconv_jax.commands.entry.train", "train a skipped network"),
     "eval": Command("skipconv_jax.commands.entry.eval", "accuracy and cost on the test data"),
     "stream": Command("skipconv_jax.commands.entry.stream", "run a video through a network"),
+    "serve": Command("skipconv_jax.commands.entry.serve", "live cameras through one network"),
     "calibrate": Command("skipconv_jax.commands.entry.calibrate", "thresholds for a budget"),
     "macs": Command("skipconv_jax.commands.entry.macs", "multiply-accumulates of every layer"),
     "demo": Command("skipconv_jax.demo", "all of it on synthetic clips, in ten minutes"),

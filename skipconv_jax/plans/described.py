@@ -22,9 +22,10 @@ _LEFT_OUT = ("precision",)
 
 def table_values(table: Table) -> dict[str, Any]:
     """A table, rows with geometry and gates included."""
-    rows = [
-        _fields(row) | {"gate": _gate(row.gate), "conv": _fields(row.conv)} for row in table.rows
-    ]
+    rows = []
+    for row in table.rows:
+        conv = None if row.conv is None else _fields(row.conv)
+        rows.append(_fields(row) | {"gate": _gate(row.gate), "conv": conv})
     return {"streams": table.streams, "rows": rows}
 
 
@@ -113,10 +114,8 @@ def tree_of(values: Any) -> Any:
     return {"tuple": tuple, "list": list}[kind](made)
 
 
-def _fields(value: Any) -> dict[str, Any] | None:
+def _fields(value: Any) -> dict[str, Any]:
     """Fields of a dataclass, as they are."""
-    if value is None:
-        return None
     names = [f.name for f in dataclasses.fields(value) if f.name not in _LEFT_OUT]
     return {name: getattr(value, name) for name in names}
 

@@ -85,7 +85,12 @@ def _check_whole(plan: NativePlan) -> dict[int, g.LayoutNode]:
       ValueError: XLA does more than that.
     """
     graph = plan.graph
-    turned = {n.output: n for s in plan.segments for n in s.after if _is_turned(plan, n)}
+    turned = {
+        n.output: n
+        for s in plan.segments
+        for n in s.after
+        if isinstance(n, g.LayoutNode) and _is_turned(plan, n)
+    }
     after = [n for s in plan.segments for n in s.after if n.output not in turned]
     if plan.before or len(plan.segments) != 1 or after:
         raise ValueError(
@@ -102,9 +107,9 @@ def _check_whole(plan: NativePlan) -> dict[int, g.LayoutNode]:
     return turned
 
 
-def _is_turned(plan: NativePlan, node: g.Node) -> bool:
+def _is_turned(plan: NativePlan, node: g.LayoutNode) -> bool:
     """Whether a node of XLA's hands out one map of the program channels first, or the like."""
-    if not isinstance(node, g.LayoutNode) or plan.graph.outputs.count(node.output) != 1:
+    if plan.graph.outputs.count(node.output) != 1:
         return False
     (source,) = node.inputs
     order = is_whole(node.view, plan.graph.avals[source].shape)

@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from skipconv_jax import whole_files
+
 MAGIC = b"SKCPLAN\0"
 VERSION = 1
 _HEADER, _ENTRY = struct.Struct("<8sIIQ"), struct.Struct("<4sIQQQ")
@@ -98,17 +100,11 @@ def write(path: str | os.PathLike[str], saved: SavedPlan) -> None:
         table += _ENTRY.pack(tag, zlib.crc32(data), at, len(data), 0)
         at = _aligned(at + len(data))
     header = _HEADER.pack(MAGIC, VERSION, len(sections), at)
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            file.write(header + struct.pack("<II", zlib.crc32(header + table), 0) + table)
-            for data in sections.values():
-                file.write(b"\0" * (_aligned(file.tell()) - file.tell()) + data)
-            file.write(b"\0" * (at - file.tell()))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_files.writing(path) as partial, partial.open("wb") as file:
+        file.write(header + struct.pack("<II", zlib.crc32(header + table), 0) + table)
+        for data in sections.values():
+            file.write(b"\0" * (_aligned(file.tell()) - file.tell()) + data)
+        file.write(b"\0" * (at - file.tell()))
 
 
 def read(path: str | os.PathLike[str]) -> SavedPlan:

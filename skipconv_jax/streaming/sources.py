@@ -13,6 +13,7 @@ import av
 import cv2
 import numpy as np
 
+from skipconv_jax import whole_files
 from skipconv_jax.data import images
 from skipconv_jax.entries import find
 
@@ -495,10 +496,14 @@ def _with_size_events(frames: Iterator[Frame]) -> Iterator[Frame]:
 
 
 class VideoWriter:
-    """Writes RGB frames as H.264 in MP4; the first fixes the size, others are resized to it."""
+    """Writes RGB frames as H.264 in MP4; the first fixes the size, others are resized to it.
+
+    Until `close` the file is a hidden one beside `path`: half an MP4 plays nowhere.
+    """
 
     def __init__(self, path: str | Path, rate: Fraction) -> None:
-        self._container = av.open(f"file:{path}", "w")
+        self._path, self._partial = path, whole_files.beside(path)
+        self._container = av.open(f"file:{self._partial}", "w")
         # A file's average rate may have terms beyond what the MPEG-4 time base can hold.
         self._rate = Fraction(rate).limit_denominator(1001)
         self._stream: Any = None
@@ -522,6 +527,10 @@ class VideoWriter:
         if self._stream is not None:
             self._container.mux(self._stream.encode(None))
         self._container.close()
+        if self._stream is not None:
+            whole_files.settle(self._partial, self._path)
+        else:
+            self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> "VideoWriter":
         return self

@@ -84,7 +84,9 @@ class Tensors:
             back = tuple(self.order.index(axis) for axis in range(4))
             if order == back and view.shape == self.shape(maker.inputs[0]):
                 return maker.inputs[0]
-        dtype = self.avals[view.ref].dtype
+        dtype, shape = self.avals[view.ref].dtype, self.shape(view.ref)
+        if len(view.dims) == 2 and len(shape) == 4 and is_whole(view.as_position(), shape):
+            return self.make(lambda out: g.ReshapeNode((view.ref,), out), view.shape, dtype)
         return self.make(lambda out: g.LayoutNode((view.ref,), out, view), view.shape, dtype)
 
     def roles(self, *views: View) -> tuple[int, ...]:

@@ -53,6 +53,10 @@ def _reduce(reader: Reader, eqn: Any, values: list[Any]) -> View | None:
         return _over_channels(reader, eqn, ref, (0, 1, 2, 3), [0])
     if len(x.dims) not in (3, 4) or eqn.outvars[0].aval.dtype != np.float32:
         return None
+    if len(x.dims) == 4 and len(reader.shape(x.ref)) == 2:
+        roles = reader.roles(x)
+        ref = reader.map(x, roles)
+        x = laid(ref, reader.shape(ref), roles)
     stored = reader.shape(x.ref)
     if len(stored) != 4:
         return None

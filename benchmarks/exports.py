@@ -156,19 +156,19 @@ def export(case: Case) -> bytes:
     import torch
 
     torch.manual_seed(0)
-    network = case.make().eval()
+    network: Any = case.make().eval()
     # Untrained batch norms would make maps of zeros and ones.
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.1, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+    norms: list[Any] = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for module in norms:
+        module.running_mean.uniform_(-0.1, 0.1)
+        module.running_var.uniform_(0.5, 1.5)
     image, dynamo = torch.rand(1, 3, case.size, case.size), case.exporter == DYNAMO
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file = io.BytesIO()
-        torch.onnx.export(
-            network, (image,), file, dynamo=dynamo, **({"verbose": False} if dynamo else {})
-        )
+        quiet: dict[str, Any] = {"verbose": False} if dynamo else {}
+        write: Any = torch.onnx.export
+        write(network, (image,), file, dynamo=dynamo, **quiet)
     return file.getvalue()
 
 
@@ -242,7 +242,7 @@ def run(case: Case) -> Row:
     frames[1][:, 20:50, 30:70] += 0.1
     net = skip(fn, gate=InputNormGate(0.0, block=8), policy=ClosedLoop())
     params, _ = net.init(variables, still)
-    plan = compile_plan(net, params, still, engine="native")
+    plan: Any = compile_plan(net, params, still, engine="native")
     state, y = plan.init_state(), None
     for x in frames:
         y, state, _ = plan.step(state, x)

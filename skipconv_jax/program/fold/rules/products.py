@@ -37,8 +37,8 @@ def _dot(reader: Reader, eqn: Any, values: list[Any]) -> View | None:
     free = [i for i in range(len(x.dims)) if i != axis]
     order = [axis, *free] if flipped else [*free, axis]
     if len(x.dims) == 2 and axis == 1:
-        made = _head(reader, x, weights)
-        return None if made is None else made.transpose(order)
+        head = _head(reader, x, weights)
+        return None if head is None else head.transpose(order)
     if len(x.dims) != 4:
         return None
     roles = reader.roles(x)

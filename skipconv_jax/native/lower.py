@@ -16,6 +16,7 @@ from skipconv_jax.ops.gates import Gate, GateParams
 from skipconv_jax.program import fold as g
 from skipconv_jax.transform import Rule
 
+FEW = 16  # channels from which on a tensor is stored in whole vectors without waste
 _FLIPPED = {"mul": "mul", "add": "add", "max": "max", "min": "min", "sub": "rsub", "div": "rdiv"}
 
 
@@ -46,7 +47,7 @@ class Lowering:
     def input(self, ref: int, readers: Sequence[g.Node]) -> None:
         """A tensor that enters the program."""
         h, w, c = position_shape(self.avals[ref]) or (0, 0, 0)
-        raw = c < 16 and all(
+        raw = c < FEW and all(
             isinstance(n, g.ConvNode) and n.conv.groups == 1 and n.residual != ref for n in readers
         )
         first = ref in self.channels_first
@@ -84,6 +85,8 @@ class Lowering:
             case g.PReluNode():
                 return b.affine(x[0], act=activation("prelu", (), node.slope, x[0].c))
             case g.BinaryNode():
+                channels = max(r.c for r in x)
+                x = [r if r.c == channels else b.channels([r], (0,) * channels) for r in x]
                 swap = (x[0].h, x[0].w) == (1, 1) and (x[1].h, x[1].w) != (1, 1)
                 return b.binary(_FLIPPED[node.fn] if swap else node.fn, *(x[::-1] if swap else x))
             case g.UpsampleNode():

@@ -15,6 +15,7 @@ division at run time (XLA divides by multiplying with a reciprocal, which is a l
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -186,11 +187,17 @@ def finish(v: jax.Array, out: Finish) -> jax.Array:
 
 
 def scaled(acc: jax.Array, multiplier: Any, out: Finish) -> jax.Array:
-    """finish(float32(acc) multiplier); acc int32, multiplier float32, one or per channel."""
-    return finish(acc.astype(jnp.float32) * jnp.asarray(multiplier, jnp.float32), out)
+    """finish(float32(acc) multiplier); acc int32, multiplier float32, of acc's last axes or ()."""
+    return finish(acc.astype(jnp.float32) * last_axes(multiplier, acc), out)
 
 
-def summed(terms: list[jax.Array], tables: np.ndarray, out: Finish) -> jax.Array:
+def last_axes(values: Any, like: jax.Array) -> jax.Array:
+    """Values along the last axes of an array, with unit axes before them."""
+    array = jnp.asarray(values)
+    return array.reshape((1,) * (like.ndim - array.ndim) + array.shape)
+
+
+def summed(terms: Sequence[jax.Array], tables: np.ndarray, out: Finish) -> jax.Array:
     """finish(tables[0][q0] + tables[1][q1] + ...), added from the left.
 
     Args:
@@ -237,6 +244,12 @@ def channel_groups(kernel: np.ndarray) -> list[tuple[int, int]] | None:
     return [*ranges, (start, share.shape[0])]
 
 
+def channel_part(conv: Conv, start: int, stop: int) -> Conv:
+    """The convolution of channels start to stop of every group, its products not rounded."""
+    channels = (stop - start) * conv.groups
+    return dataclasses.replace(conv, in_channels=channels, precision=lax.Precision.HIGHEST)
+
+
 def channel_range(x: jax.Array, conv: Conv, start: int, stop: int) -> jax.Array:
     """Channels start to stop of every group."""
     if conv.groups == 1:
@@ -253,13 +266,12 @@ def int_conv(steps: jax.Array, kernel: np.ndarray, conv: Conv) -> jax.Array:
       kernel: int8 `(*window, Ci / groups, Co)`.
       conv: geometry.
     """
-    exact = dataclasses.replace(conv, precision=lax.Precision.HIGHEST)
     ranges = channel_groups(kernel)
     if ranges is None:
         return _int32_conv(steps.astype(jnp.int32), kernel, conv)
     total = jnp.zeros((), jnp.int32)
     for start, stop in ranges:
-        part = dataclasses.replace(exact, in_channels=(stop - start) * conv.groups)
+        part = channel_part(conv, start, stop)
         x = channel_range(steps, conv, start, stop).astype(jnp.float32)
         weights = jnp.asarray(kernel[..., start:stop, :], jnp.float32)
         total = total + part(x, weights).astype(jnp.int32)

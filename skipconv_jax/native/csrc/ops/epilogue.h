@@ -61,6 +61,12 @@ static void epilogue_rows(const Epilogue& e, const Rect& r, const float* tmp, lo
 
 enum class Kind { kClamp, kSwish, kOther };
 
+// Records which neighbours changed, but not by how much: these are some of their channels.
+static void touch_sums(View& out, int y, int x, vf* sums, int n) {
+  for (int i = n; i < VW; i++) sums[i] = vf{};
+  out.touch_row(y, x, row_sums(sums), n);
+}
+
 // The same where blocks are recomputed (all policies but Previous): z = tmp + bias, and what was there
 // before is read back. Neighbours in a row share the sums that tell what changed.
 template <Kind A, bool TMP, bool RES>
@@ -82,42 +88,52 @@ static void recompute_rows(const Epilogue& e, const Rect& r, const float* tmp, l
       float* keep = out.old && !e.fresh ? out.old_pixel(y, x) : nullptr;
       float* z = e.z ? e.z + (long)y * e.o->zpitch + (long)x * cs : nullptr;
       const float* res = RES ? e.res->pixel(y, x) : nullptr;
-      for (int i = 0; i < n; i++, cur += cs) {
-        vf sum = vf{};
-        for (int c = c0; c < c1; c += VW) {
-          vf v;
-          if (TMP) {
-            v = load(tmp + c - c0);
-            if (e.bias) v += load(e.bias + c);
-            if (z) store(z + c, v);
-          } else {
-            v = load(z + c);
+      // The common case first, without looking at what does not differ between pixels.
+      if (TMP && keep && !z && !out.delta && e.bias) {
+        for (int i = 0; i < n; i++, cur += cs, keep += cs, tmp += stride) {
+          vf sum = vf{};
+          for (int c = c0; c < c1; c += VW) {
+            vf v = load(tmp + c - c0) + load(e.bias + c);
+            if (RES) v += load(res + c);
+            const vf now = keep_lanes(apply(v, c), C - c), old = load(cur + c);
+            store(cur + c, now);
+            store(keep + c, old);
+            sum += vabs(now - old);
           }
-          if (RES) v += load(res + c);
-          vf now = apply(v, c), old = load(cur + c);
-          if (e.fresh) old = vf{};
-          if (c + VW > C) now = keep_lanes(now, C - c);
-          store(cur + c, now);
-          if (keep) store(keep + c, old);
-          sum += vabs(now - old);
-          if (out.delta) store(out.delta + out.at(y, x + i) + c, now - old);
+          sums[i] = sum;
+          if (RES) res += cs;
         }
-        sums[i] = sum;
-        if (TMP) tmp += stride;
-        if (keep) keep += cs;
-        if (z) z += cs;
-        if (RES) res += cs;
+      } else {
+        for (int i = 0; i < n; i++, cur += cs) {
+          vf sum = vf{};
+          for (int c = c0; c < c1; c += VW) {
+            vf v;
+            if (TMP) {
+              v = load(tmp + c - c0);
+              if (e.bias) v += load(e.bias + c);
+              if (z) store(z + c, v);
+            } else {
+              v = load(z + c);
+            }
+            if (RES) v += load(res + c);
+            vf now = keep_lanes(apply(v, c), C - c), old = load(cur + c);
+            if (e.fresh) old = vf{};
+            store(cur + c, now);
+            if (keep) store(keep + c, old);
+            sum += vabs(now - old);
+            if (out.delta) store(out.delta + out.at(y, x + i) + c, now - old);
+          }
+          sums[i] = sum;
+          if (TMP) tmp += stride;
+          if (keep) keep += cs;
+          if (z) z += cs;
+          if (RES) res += cs;
+        }
       }
-      for (int i = n; i < VW; i++) sums[i] = vf{};
-      const vf change = row_sums(sums);
-      if (out.m && whole) {
-        float* m = out.m + (long)y * out.t->Wp + x;
-        if (n == VW)
-          store(m, change);
-        else
-          for (int i = 0; i < n; i++) m[i] = change[i];
-      }
-      out.touch_row(y, x, change, n);
+      if (whole)
+        record_row(out, y, x, sums, n);
+      else
+        touch_sums(out, y, x, sums, n);
     }
 }
 

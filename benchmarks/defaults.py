@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from skipconv_jax import macs, skip
+from skipconv_jax import macs, skip, whole_files
 from skipconv_jax.ops import POLICIES, InputNormGate
 from skipconv_jax.plans import compile_plan
 from skipconv_jax.program.canonical import for_this_backend
@@ -233,7 +233,7 @@ def page(rows: Sequence[Row], out: Path) -> None:
         f"![AP agreement against MAC reduction](defaults.png)\n\n{chosen(rows)}\n\n"
         + markdown(header, body, left=3)
     )
-    out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    whole_files.write_text(out.with_suffix(".md"), text + "\n")
     chart(rows, cases, out.with_suffix(".png"))
 
 
@@ -267,7 +267,8 @@ def chart(rows: Sequence[Row], cases: Sequence[tuple[str, str]], out: Path) -> N
     axes[0][0].plot([], [], color="black", label="relative thresholds")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=8)
     figure.tight_layout(rect=(0, 0.1, 1, 1))
-    figure.savefig(out, dpi=110)
+    with whole_files.writing(out) as partial:
+        figure.savefig(partial, dpi=110)
     plt.close(figure)
 
 

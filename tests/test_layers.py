@@ -14,7 +14,7 @@ import skipconv_jax
 
 PACKAGE = Path(skipconv_jax.__file__).parent
 ROOT = PACKAGE.parent
-EVERYBODY = {"checks", "entries", "extras", "json_files", "moved", "trusted"}
+EVERYBODY = {"checks", "entries", "extras", "json_files", "moved", "trusted", "whole_files"}
 OURS = ("skipconv_jax", "benchmarks", "paper")
 ENTRIES = {"__main__", "demo", "commands", "skipconv_jax"}
 

@@ -10,7 +10,7 @@ on every engine; `streaming.runner.Runner` takes one beside a plan.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,11 @@ class Look(NamedTuple):
 
 
 class Reset(Protocol):
-    """A small frozen dataclass; its memory is a pytree of fixed structure."""
+    """A reset policy: a small frozen dataclass; its memory is a pytree of fixed structure.
+
+    One that never calls `look.firing()` says so by an attribute `looks_at_firing = False`: asking
+    runs the first layer twice, and a saved plan can't.
+    """
 
     def init(self, frame: Any) -> Memory:
         """Memory before the first frame."""
@@ -86,6 +90,7 @@ class Every:
     """
 
     period: int
+    looks_at_firing: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_count("period", self.period)
@@ -127,6 +132,11 @@ class SceneCut:
     bins: int = 16
     low: float = 0.0
     high: float = 255.0
+
+    @property
+    def looks_at_firing(self) -> bool:
+        """Whether it asks how much of the first layer fires."""
+        return self.firing > 0
 
     def __post_init__(self) -> None:
         _check_count("bins", self.bins)
@@ -191,6 +201,7 @@ class Drift:
     every: int = 50
     bound: float = 0.1
     layers: tuple[str, ...] = ()
+    looks_at_firing: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_count("every", self.every)
@@ -296,7 +307,7 @@ class Guard:
         if not names:
             raise ValueError("`net` must have a Skip-Convolution; its rules left all dense.")
         made = tuple(_completed(policy, plan, names) for policy in policies)
-        asks = any(not isinstance(p, Every | Drift) and getattr(p, "firing", 1) for p in made)
+        asks = any(getattr(policy, "looks_at_firing", True) for policy in made)
         return cls(plan, made, plan.first_layer() if asks else None)
 
     def init(self, streams: Any = None) -> tuple[list[Memory], Memory]:

@@ -1,3 +1,4 @@
+// Which build of the kernels runs: instruction set, threads, time per operation.
 #include "runtime/dispatch.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Reads a saved plan (.skc): checks it whole, then hands its sections out.
 #include "runtime/plan_file.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// All that differs between systems: huge pages, pauses of a waiting core.
 #include "runtime/platform.h"
 
 #if defined(__linux__)

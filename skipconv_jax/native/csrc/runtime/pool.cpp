@@ -1,3 +1,4 @@
+// The worker threads: one job at a time, split into parts that they take in turn.
 #include "runtime/pool.h"
 
 #include <pthread.h>

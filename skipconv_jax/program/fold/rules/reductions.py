@@ -1,4 +1,4 @@
-"""Over windows, positions or channels."""
+"""Reductions: over windows (pools), over all positions, over channels."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -35,9 +35,13 @@ void execute(const Call& call, Pool& pool) {
       case kConv: run_conv(run, op); break;
       case kSpatial: run_spatial(run, op); break;
       case kOutput: run_output(run, op); break;
-      default: run_pixels(run, op);
+      case kQInput: run_qinput(run, op); break;
+      case kQOutput: run_qoutput(run, op); break;
+      case kQConv: run_qconv(run, op); break;
+      default: op.kind < kQInput ? run_pixels(run, op) : run_qpixels(run, op);
     }
-    for (int s = 0; s < call.B && op.kind != kOutput; s++) run.view(op.out, s).settle();
+    const bool leaves = op.kind == kOutput || op.kind == kQOutput;
+    for (int s = 0; s < call.B && !leaves; s++) run.view(op.out, s).settle();
     if (call.profile) call.profile[i] += seconds() - start;
   }
   for (int s = 0; s < call.B; s++) run.arena(s)[0] = 1.f;

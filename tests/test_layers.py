@@ -29,6 +29,7 @@ LAYERS = {
     "plans": ("ops program macs transform native", "a network on an engine, whatever it is for"),
     "warp": ("ops program transform", "policies of moving cameras, by the public seams"),
     "streaming": ("ops program macs transform native plans data", "frames through any plan"),
+    "live": ("macs plans streaming tasks config viz", "many cameras through one plan, and out"),
     "tuning": ("ops program macs transform native plans streaming", "gates for any network"),
     "models": ("", "plain networks, with no word of skipping"),
     "data": ("", "frames and labels; who uses them is not theirs to know"),

@@ -182,7 +182,7 @@ class ProgramBuilder:
             "algo": schema.value("Algo", algorithm),
             "w": self._weights.add(packed),
             "count": packed.nbytes,
-            "mode": 16 if wide else 8,
+            "mode": (16 if wide else 8) if algorithm == "winograd" else 64,
         }
 
     def _gate(self, spec: ConvSpec, source: TensorSpec, size: tuple[int, int]) -> dict[str, int]:

@@ -15,6 +15,7 @@ division at run time (XLA divides by multiplying with a reciprocal, which is a l
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -186,11 +187,17 @@ def finish(v: jax.Array, out: Finish) -> jax.Array:
 
 
 def scaled(acc: jax.Array, multiplier: Any, out: Finish) -> jax.Array:
-    """finish(float32(acc) multiplier); acc int32, multiplier float32, one or per channel."""
-    return finish(acc.astype(jnp.float32) * jnp.asarray(multiplier, jnp.float32), out)
+    """finish(float32(acc) multiplier); acc int32, multiplier float32, of acc's last axes or ()."""
+    return finish(acc.astype(jnp.float32) * last_axes(multiplier, acc), out)
 
 
-def summed(terms: list[jax.Array], tables: np.ndarray, out: Finish) -> jax.Array:
+def last_axes(values: Any, like: jax.Array) -> jax.Array:
+    """Values along the last axes of an array, with unit axes before them."""
+    array = jnp.asarray(values)
+    return array.reshape((1,) * (like.ndim - array.ndim) + array.shape)
+
+
+def summed(terms: Sequence[jax.Array], tables: np.ndarray, out: Finish) -> jax.Array:
     """finish(tables[0][q0] + tables[1][q1] + ...), added from the left.
 
     Args:

@@ -210,7 +210,7 @@ def fold_plan(net: SkipNet, params: Any, x: Any, why: str = "asked for") -> XlaP
     """
     net = once(net, params["model"], x)
     table, found = net.survey(params["model"], x)
-    graph = g.build(net.fn, params["model"], x)
+    graph = g.build(net.fn, params["model"], x, quantised=False)
     table = table.without(unused(table, graph))
     layers = {
         row.name: (row.conv, found[row.name][1]) for row in table.skipped() if row.conv is not None

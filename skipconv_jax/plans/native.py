@@ -331,7 +331,7 @@ def native_plan(
         raise ValueError(f"`engine` (='native') can't run here: {reason}; use engine='auto'.")
     net = once(net, params["model"], x)
     table, found = net.survey(params["model"], x)
-    graph = g.build(net.fn, params["model"], x)
+    graph = g.build(net.fn, params["model"], x, quantised=False)
     table = table.without(unused(table, graph))
     layers = {row.name: found[row.name][1] for row in table.skipped()}
     reason = why_unsupported(graph, layers)

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from skipconv_jax.program.fold import nodes as g
+from skipconv_jax.program.fold.quantised.execute import execute_quantised
 from skipconv_jax.program.fold.views import Atom, View, indices
 from skipconv_jax.program.jaxprs import bind
 
@@ -89,7 +90,7 @@ def _execute(node: g.Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> ja
         case g.UpsampleNode():
             return _upsample(x[0], node.factor)
         case g.PoolNode():
-            start, fn = (-jnp.inf, lax.max) if node.fn == "max" else (0.0, lax.add)
+            start, fn = (_least(x[0].dtype), lax.max) if node.fn == "max" else (0.0, lax.add)
             window, strides = (1, *node.window, 1), (1, *node.strides, 1)
             padding = ((0, 0), *node.padding, (0, 0))
             pooled = lax.reduce_window(x[0], start, fn, window, strides, padding)
@@ -107,7 +108,8 @@ def _execute(node: g.Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> ja
             return jnp.concatenate(x, axis=-1)
         case g.ChannelsNode():
             index = np.array(node.index)
-            return jnp.where(index >= 0, jnp.concatenate(x, axis=-1)[..., index], 0.0)
+            picked = jnp.concatenate(x, axis=-1)[..., index]
+            return jnp.where(index >= 0, picked, jnp.zeros((), picked.dtype))
         case g.PadNode():
             pads = ((0, 0), *node.padding, (0, 0))
             return jnp.pad(x[0], pads, constant_values=node.value)
@@ -145,7 +147,13 @@ def _execute(node: g.Node, x: Sequence[jax.Array], shape: tuple[int, ...]) -> ja
             return x[0].reshape(shape)
         case g.FlattenNode():
             return jnp.concatenate([a.reshape(a.shape[0], -1, shape[-1]) for a in x], axis=1)
-    raise AssertionError(f"{type(node).__name__} has no rule")
+    return execute_quantised(node, x)
+
+
+def _least(dtype: Any) -> Any:
+    """What never is a maximum."""
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    return -jnp.inf if floating else np.asarray(jnp.iinfo(dtype).min, dtype)
 
 
 _REDUCE: dict[str, Callable[..., jax.Array]] = {

@@ -37,6 +37,19 @@ class Node:
     output: Ref
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Levels:
+    """What a constant was dequantised from: array = steps scale, the zero point taken off.
+
+    Attributes:
+      steps: int8, of the constant's shape.
+      scale: float32 `(1,)`, or along one of its axes; `(Co,)` of a convolution's kernel.
+    """
+
+    steps: np.ndarray
+    scale: np.ndarray
+
+
 @dataclasses.dataclass
 class ConvNode(Node):
     """act(conv(x) + bias + residual).
@@ -55,6 +68,7 @@ class ConvNode(Node):
       slope: `(Co,)` of a 'prelu'.
       taps: `(*window, Ci)` place of each tap in the kernel that `skip` sees, where rewriting moved
         them (a strided convolution that took over a space-to-depth); None where nothing moved.
+      levels: what the kernel is quantised as, before folding; None for a float one.
     """
 
     name: str
@@ -69,6 +83,7 @@ class ConvNode(Node):
     params: tuple[float, ...] = ()
     slope: np.ndarray | None = None
     taps: np.ndarray | None = None
+    levels: Levels | None = None
 
 
 @dataclasses.dataclass

@@ -21,10 +21,11 @@ Rule = Callable[["Reader", Any, list[Any]], "View | None"]
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A constant; `origin` names the variable it comes from."""
+    """A constant; `origin` names the variable it comes from, `levels` its quantised form."""
 
     array: np.ndarray
     origin: str | None = None
+    levels: g.Levels | None = None
 
 
 def evaluate(eqn: Any, values: list[Any]) -> list[Any]:
@@ -38,8 +39,41 @@ def evaluate(eqn: Any, values: list[Any]) -> list[Any]:
         for size, at in zip(values[0].array.shape, dims, strict=True):
             expanded[at] = size
         return [Known(np.broadcast_to(values[0].array.reshape(expanded), shape), origin)]
+    simple = _in_numpy(eqn, [v.array for v in values])
+    if simple is not None:
+        return [Known(simple, origin)]
     arrays = bind(eqn, [jnp.asarray(v.array) for v in values])
     return [Known(np.asarray(a), origin) for a in arrays]
+
+
+_PLAIN = {"mul": np.multiply, "sub": np.subtract, "add": np.add}
+
+
+def _in_numpy(eqn: Any, arrays: list[np.ndarray]) -> np.ndarray | None:
+    """What NumPy computes to the same bits, without compiling anything for a new shape."""
+    name, out = eqn.primitive.name, eqn.outvars[0].aval
+    same = all(a.dtype == out.dtype and a.dtype in (np.float32, np.int32) for a in arrays)
+    if name in _PLAIN and same:
+        return np.asarray(_PLAIN[name](*arrays))
+    if name == "reshape" and len(arrays) == 1:
+        return arrays[0].reshape(out.shape)
+    whole = len(arrays) == 1 and arrays[0].dtype in (np.int8, np.uint8, np.int32)
+    if name == "convert_element_type" and whole and out.dtype in (np.int32, np.float32):
+        return arrays[0].astype(out.dtype)
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """Named calls that are read as a whole.
+
+    Attributes:
+      rules: by the name of the `jit`.
+      levels: the quantised form of a call on constants, or None.
+    """
+
+    rules: Mapping[str, Rule]
+    levels: Callable[[Any, list[Known]], g.Levels | None]
 
 
 class Reader(Tensors):
@@ -52,10 +86,15 @@ class Reader(Tensors):
     """
 
     def __init__(
-        self, variables: Any, rules: Mapping[str, Rule], order: tuple[int, ...] = NHWC
+        self,
+        variables: Any,
+        rules: Mapping[str, Rule],
+        order: tuple[int, ...] = NHWC,
+        calls: "Calls | None" = None,
     ) -> None:
         super().__init__(order)
         self.variables, self._rules = variables, rules
+        self._calls = calls or Calls({}, lambda eqn, values: None)
         self.samples: dict[Ref, dict[Ref, np.ndarray]] = {}
         self._sites: Mapping[Place, Site] = {}
         self._place: Place = ()
@@ -91,13 +130,25 @@ class Reader(Tensors):
         primitive = eqn.primitive.name
         inner = body(eqn)
         if inner is not None:
-            return run(inner, values, self, place)
+            known = self._call(eqn, inner, values, place)
+            return run(inner, values, self, place) if known is None else known
         self._place = place
         if all(isinstance(v, Known) for v in values):
             return evaluate(eqn, values)
         rule = self._rules.get(primitive)
         made = rule(self, eqn, values) if rule else None
         return [made] if made is not None else self._other(eqn, values)
+
+    def _call(self, eqn: Any, inner: Any, values: list[Any], place: Place) -> list[Any] | None:
+        """Results of a call that has a meaning as a whole."""
+        name = eqn.params.get("name")
+        if name not in self._calls.rules:
+            return None
+        if all(isinstance(v, Known) for v in values):
+            (known,) = run(inner, values, self, place)
+            return [dataclasses.replace(known, levels=self._calls.levels(eqn, values))]
+        made = self._calls.rules[name](self, eqn, values)
+        return None if made is None else [made]
 
     def _other(self, eqn: Any, values: list[Any]) -> list[Any]:
         outputs = tuple(self.new(v.aval.shape, v.aval.dtype) for v in eqn.outvars)

@@ -189,7 +189,7 @@ def _prelus(graph: g.Graph) -> None:
         if not isinstance(node, g.PReluNode):
             return None
         conv = index.sole(node.inputs[0], g.ConvNode)
-        if conv is None or conv.act != "none":
+        if conv is None or conv.act != "none" or conv.levels is not None:
             return None
         return dataclasses.replace(conv, output=node.output, act="prelu", slope=node.slope)
 
@@ -285,7 +285,7 @@ def _stems(graph: g.Graph) -> None:
         if not isinstance(node, g.ConvNode) or node.conv.rank != 2 or node.taps is not None:
             return None
         conv = node.conv
-        if conv.groups != 1 or conv.dilation != (1, 1):
+        if conv.groups != 1 or conv.dilation != (1, 1) or node.levels is not None:
             return None
         found = _phases_of(index.maker(node.inputs[0]), index, graph)
         if found is None:
@@ -390,7 +390,11 @@ def _residuals(graph: g.Graph) -> None:
         free = [
             (index.place(conv), i)
             for i, (conv, _) in enumerate(makers)
-            if conv is not None and conv.act == "none" and conv.residual is None
+            if conv is not None
+            and conv.act == "none"
+            and conv.residual is None
+            # A sum of quantised tensors has a node of its own.
+            and conv.levels is None
         ]
         if not free or node.inputs[0] == node.inputs[1]:
             return None

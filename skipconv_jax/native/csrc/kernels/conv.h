@@ -33,7 +33,9 @@ SKC_INLINE int panel_width(int channels, int panel) {
 // Panels [p0, p1) of a convolution with dense channels; `co` is the padded number of outputs.
 static void conv_direct(const Op& o, const Input& in, const Rect& r, const float* w, int ci, int co,
                         int p0, int p1, float* out, long stride) {
-  const Taps t{o.kh, o.kw, o.dh * in.row, o.dw * in.col, ci};
+  // Taps of one kernel row that lie one behind the other are one tap with more channels.
+  const bool joined = o.dw == 1 && in.col == ci;
+  const Taps t{o.kh, joined ? 1 : o.kw, o.dh * in.row, o.dw * in.col, joined ? o.kw * ci : ci};
   const int n = r.h() * r.w();
   const long k = (long)o.kh * o.kw * ci;
   for (int p = p0; p < p1; p++) {

@@ -68,33 +68,76 @@ SKC_INLINE bool any_lane(vi mask) {
 #endif
 }
 
-// Lane i is the sum of the lanes of v[i]; v is used up.
-SKC_INLINE vf row_sums(vf* v) {
+// Lane i is the sum of the lanes of v[i].
+SKC_INLINE vf row_sums(const vf* v) {
 #if defined(__AVX512F__)
   // Halves of four steps: after each, half as many vectors hold twice as many rows.
-  auto join = [](vf a, vf b, auto low, auto high) { return low(a, b) + high(a, b); };
-  for (int i = 0; i < 8; i++)
-    v[i] = join(v[2 * i], v[2 * i + 1],
-                [](vf a, vf b) { return (vf)_mm512_unpacklo_ps((__m512)a, (__m512)b); },
-                [](vf a, vf b) { return (vf)_mm512_unpackhi_ps((__m512)a, (__m512)b); });
-  for (int i = 0; i < 4; i++)
-    v[i] = join(v[2 * i], v[2 * i + 1],
-                [](vf a, vf b) { return (vf)_mm512_unpacklo_pd((__m512d)a, (__m512d)b); },
-                [](vf a, vf b) { return (vf)_mm512_unpackhi_pd((__m512d)a, (__m512d)b); });
-  // Each 128-bit lane of v[i] now holds a part of rows 4 i to 4 i + 3.
-  for (int i = 0; i < 2; i++)
-    v[i] = join(v[2 * i], v[2 * i + 1],
-                [](vf a, vf b) { return (vf)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x88); },
-                [](vf a, vf b) { return (vf)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xdd); });
-  return join(v[0], v[1],
-              [](vf a, vf b) { return (vf)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x88); },
-              [](vf a, vf b) { return (vf)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xdd); });
+  auto low32 = [](vf a, vf b) { return (vf)_mm512_unpacklo_ps((__m512)a, (__m512)b); };
+  auto high32 = [](vf a, vf b) { return (vf)_mm512_unpackhi_ps((__m512)a, (__m512)b); };
+  auto low64 = [](vf a, vf b) { return (vf)_mm512_unpacklo_pd((__m512d)a, (__m512d)b); };
+  auto high64 = [](vf a, vf b) { return (vf)_mm512_unpackhi_pd((__m512d)a, (__m512d)b); };
+  auto even = [](vf a, vf b) { return (vf)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x88); };
+  auto odd = [](vf a, vf b) { return (vf)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xdd); };
+  // Each 128-bit lane holds a part of rows r to r + 3.
+  auto four = [&](int r) {
+    const vf a = low32(v[r], v[r + 1]) + high32(v[r], v[r + 1]);
+    const vf b = low32(v[r + 2], v[r + 3]) + high32(v[r + 2], v[r + 3]);
+    return low64(a, b) + high64(a, b);
+  };
+  auto eight = [&](int r) {
+    const vf a = four(r), b = four(r + 4);
+    return even(a, b) + odd(a, b);
+  };
+  const vf a = eight(0), b = eight(8);
+  return even(a, b) + odd(a, b);
 #else
   vf out{};
   for (int i = 0; i < VW; i++) out[i] = hsum(v[i]);
   return out;
 #endif
 }
+
+// Pixels of three channels: VW of them as they lie in memory, and one vector per channel. Two permutes
+// of two vectors each make one: where element i comes from in the first two, then in that and the third.
+#if defined(__AVX512F__)
+struct Three {
+  alignas(64) int32_t split[3][2][16], join[3][2][16];
+  constexpr Three() : split{}, join{} {
+    for (int k = 0; k < 3; k++)
+      for (int i = 0; i < 16; i++) {
+        const int at = 3 * i + k, x = (16 * k + i) / 3, c = (16 * k + i) % 3;
+        split[k][0][i] = at < 32 ? at : 0;
+        split[k][1][i] = at < 32 ? i : at - 16;
+        join[k][0][i] = c < 2 ? x + 16 * c : 0;
+        join[k][1][i] = c < 2 ? i : x + 16;
+      }
+  }
+};
+inline constexpr Three kThree;
+
+SKC_INLINE void permute3(const vf* from, const int32_t (*table)[2][16], vf* to) {
+  for (int k = 0; k < 3; k++) {
+    const __m512i first = _mm512_load_si512(table[k][0]), last = _mm512_load_si512(table[k][1]);
+    const __m512 two = _mm512_permutex2var_ps((__m512)from[0], first, (__m512)from[1]);
+    to[k] = (vf)_mm512_permutex2var_ps(two, last, (__m512)from[2]);
+  }
+}
+SKC_INLINE void split3(const vf* from, vf* to) { permute3(from, kThree.split, to); }
+SKC_INLINE void join3(const vf* from, vf* to) { permute3(from, kThree.join, to); }
+#else
+SKC_INLINE void split3(const vf* from, vf* to) {
+  float flat[3 * VW];
+  std::memcpy(flat, from, sizeof(flat));
+  for (int k = 0; k < 3; k++)
+    for (int i = 0; i < VW; i++) to[k][i] = flat[3 * i + k];
+}
+SKC_INLINE void join3(const vf* from, vf* to) {
+  float flat[3 * VW];
+  for (int i = 0; i < VW; i++)
+    for (int k = 0; k < 3; k++) flat[3 * i + k] = from[k][i];
+  std::memcpy(to, flat, sizeof(flat));
+}
+#endif
 
 SKC_INLINE float hmax(vf v) {
   float top = v[0];

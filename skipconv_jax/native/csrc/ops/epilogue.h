@@ -82,31 +82,47 @@ static void recompute_rows(const Epilogue& e, const Rect& r, const float* tmp, l
       float* keep = out.old && !e.fresh ? out.old_pixel(y, x) : nullptr;
       float* z = e.z ? e.z + (long)y * e.o->zpitch + (long)x * cs : nullptr;
       const float* res = RES ? e.res->pixel(y, x) : nullptr;
-      for (int i = 0; i < n; i++, cur += cs) {
-        vf sum = vf{};
-        for (int c = c0; c < c1; c += VW) {
-          vf v;
-          if (TMP) {
-            v = load(tmp + c - c0);
-            if (e.bias) v += load(e.bias + c);
-            if (z) store(z + c, v);
-          } else {
-            v = load(z + c);
+      // The common case first, without looking at what does not differ between pixels.
+      if (TMP && keep && !z && !out.delta && e.bias) {
+        for (int i = 0; i < n; i++, cur += cs, keep += cs, tmp += stride) {
+          vf sum = vf{};
+          for (int c = c0; c < c1; c += VW) {
+            vf v = load(tmp + c - c0) + load(e.bias + c);
+            if (RES) v += load(res + c);
+            const vf now = keep_lanes(apply(v, c), C - c), old = load(cur + c);
+            store(cur + c, now);
+            store(keep + c, old);
+            sum += vabs(now - old);
           }
-          if (RES) v += load(res + c);
-          vf now = apply(v, c), old = load(cur + c);
-          if (e.fresh) old = vf{};
-          if (c + VW > C) now = keep_lanes(now, C - c);
-          store(cur + c, now);
-          if (keep) store(keep + c, old);
-          sum += vabs(now - old);
-          if (out.delta) store(out.delta + out.at(y, x + i) + c, now - old);
+          sums[i] = sum;
+          if (RES) res += cs;
         }
-        sums[i] = sum;
-        if (TMP) tmp += stride;
-        if (keep) keep += cs;
-        if (z) z += cs;
-        if (RES) res += cs;
+      } else {
+        for (int i = 0; i < n; i++, cur += cs) {
+          vf sum = vf{};
+          for (int c = c0; c < c1; c += VW) {
+            vf v;
+            if (TMP) {
+              v = load(tmp + c - c0);
+              if (e.bias) v += load(e.bias + c);
+              if (z) store(z + c, v);
+            } else {
+              v = load(z + c);
+            }
+            if (RES) v += load(res + c);
+            vf now = keep_lanes(apply(v, c), C - c), old = load(cur + c);
+            if (e.fresh) old = vf{};
+            store(cur + c, now);
+            if (keep) store(keep + c, old);
+            sum += vabs(now - old);
+            if (out.delta) store(out.delta + out.at(y, x + i) + c, now - old);
+          }
+          sums[i] = sum;
+          if (TMP) tmp += stride;
+          if (keep) keep += cs;
+          if (z) z += cs;
+          if (RES) res += cs;
+        }
       }
       for (int i = n; i < VW; i++) sums[i] = vf{};
       const vf change = row_sums(sums);

@@ -9,6 +9,7 @@ namespace SKC_ISA {
 namespace {
 
 constexpr int kTile = 8;  // blocks are computed in tiles of at most kTile rows
+constexpr int kChunk = 64;  // positions of a tile that go through convolution and epilogue together
 
 struct Source {
   View view;
@@ -83,8 +84,7 @@ struct ClosedBlock {
   void change(float* m) const {
     if (stored()) {
       for (int y = 0; y < th; y++)
-        for (int x = 0; x < tw; x++)
-          m[y * tw + x] = abs_difference(in.base + y * in.row + x * in.col, row(ref, y) + x * cs, cs);
+        change_of_row(in.base + y * in.row, row(ref, y), tw, cs, m + y * tw);
       return;
     }
     const Tensor& t = *view.t;
@@ -267,7 +267,7 @@ void block_item(void* ctx, int tid, int i) {
                      : is_scaled(o)      ? (long)pixels * ics
                                          : 0;
   float* tmp = run.memory[tid].get(temp + 64 + extra);
-  if (out.cur) prefetch(out, item.r, c0, c1);
+  if (out.cur && o.algo != kDepthwise) prefetch(out, item.r, c0, c1);
   if (is_scaled(o))
     src = scaled_source(o, run, item.s, item.r, o.policy == kPrevious, tmp + (temp + 15) / 16 * 16);
   const float* w = run.call.weights + o.w;
@@ -286,7 +286,15 @@ void block_item(void* ctx, int tid, int i) {
     std::memset(tmp, 0, temp * sizeof(float));  // padding channels no group writes
     conv_grouped(o, src.input, item.r, w, ci, out.t->C, tmp, stride);
   } else {
-    conv_direct(o, src.input, item.r, w, ci, cs, item.p0, item.p1, tmp, stride);
+    // A few rows at a time: what the epilogue reads is still in the nearest cache, and memory is read
+    // and written in long runs, which the hardware foresees.
+    const int rows = item.r.w() >= kChunk ? 1 : kChunk / item.r.w();
+    for (Rect part = item.r; part.y0 < item.r.y1; part.y0 = part.y1) {
+      part.y1 = part.y0 + rows < item.r.y1 ? part.y0 + rows : item.r.y1;
+      conv_direct(o, src.input, part, w, ci, cs, item.p0, item.p1, tmp, stride);
+      epilogue(e, part, tmp, stride, c0, c1, c0 == 0 && c1 == cs);
+    }
+    return;
   }
   epilogue(e, item.r, tmp, stride, c0, c1, c0 == 0 && c1 == cs);
 }

@@ -5,16 +5,6 @@ namespace skc {
 namespace SKC_ISA {
 namespace {
 
-// Sums over channels of |delta| for the n pixels of one row, without padding channels.
-template <int C>
-SKC_INLINE void row_change(const float* delta, int n, float* m) {
-  for (int x = 0; x < n; x++) {
-    float sum = 0.f;
-    for (int c = 0; c < C; c++) sum += std::fabs(delta[x * C + c]);
-    m[x] = sum;
-  }
-}
-
 // Whether n values changed. NaN and infinity always do: what they change by is NaN.
 SKC_INLINE bool differs(const float* now, const float* last, int n) {
   vi bad{};
@@ -26,35 +16,57 @@ SKC_INLINE bool differs(const float* now, const float* last, int n) {
   return found;
 }
 
-// One row of a frame that is stored as it comes: values, change, sums; `line` holds 2 rows.
-void input_row(View& out, const float* row, int y, const Rect& r, bool fresh, float* line) {
-  const Tensor& t = *out.t;
-  const int n = r.w() * t.C;
-  float* cur = out.cur + out.at(y, r.x0);
-  float* delta = out.delta ? out.delta + out.at(y, r.x0) : line;
-  if (!fresh && !differs(row, cur, n)) {
-    if (out.delta) std::memset(delta, 0, sizeof(float) * n);
-    if (out.m) std::memset(out.m + (long)y * t.Wp + r.x0, 0, sizeof(float) * r.w());
-    return;
-  }
-  if (out.old && !fresh) std::memcpy(out.old_pixel(y, r.x0), cur, sizeof(float) * n);
+// Pixels [x, x + n) of one row of a frame that is stored as it comes: values, change, sums.
+void input_pixels(View& out, const float* row, int y, int x, int n, bool fresh) {
+  const int C = out.t->C;
+  float* cur = out.pixel(y, x);
+  float* keep = out.old && !fresh ? out.old_pixel(y, x) : nullptr;
+  float* delta = out.delta ? out.delta + out.at(y, x) : nullptr;
   for (int i = 0; i < n; i++) {
-    delta[i] = row[i] - (fresh ? 0.f : cur[i]);
-    cur[i] = row[i];
+    float change = 0.f;
+    for (int c = i * C; c < (i + 1) * C; c++) {
+      const float d = row[c] - (fresh ? 0.f : cur[c]);
+      if (keep) keep[c] = cur[c];
+      if (delta) delta[c] = d;
+      cur[c] = row[c];
+      change += std::fabs(d);
+    }
+    if (out.m) out.m[(long)y * out.t->Wp + x + i] = change;
+    out.touch(y, x + i, change);
   }
-  float* m = out.m ? out.m + (long)y * t.Wp + r.x0 : line + n;
-  switch (t.C) {
-    case 1: row_change<1>(delta, r.w(), m); break;
-    case 3: row_change<3>(delta, r.w(), m); break;
-    case 4: row_change<4>(delta, r.w(), m); break;
-    default:
-      for (int x = 0; x < r.w(); x++) m[x] = abs_sum(delta + (long)x * t.C, t.C);
+}
+
+// The same of three channels, a vector of pixels at a time.
+void input_pixels3(View& out, const float* row, int y, int x, bool fresh) {
+  float* cur = out.pixel(y, x);
+  vf change[3], parts[3], now[3], last[3];
+  for (int k = 0; k < 3; k++) {
+    now[k] = load(row + k * VW);
+    last[k] = fresh ? vf{} : load(cur + k * VW);
+    change[k] = now[k] - last[k];
+    if (out.delta) store(out.delta + out.at(y, x) + k * VW, change[k]);
   }
-  for (int x = 0; x < r.w(); x += kCell) {
-    float sum = 0.f;
-    for (int i = x; i < x + kCell && i < r.w(); i++) sum += m[i];
-    out.touch(y, r.x0 + x, sum);
+  const vi changed = (change[0] != 0.f) | (change[1] != 0.f) | (change[2] != 0.f);
+  vf sum = vf{};
+  if (any_lane(changed)) {
+    float* keep = out.old && !fresh ? out.old_pixel(y, x) : nullptr;
+    for (int k = 0; k < 3; k++) {
+      if (keep) store(keep + k * VW, last[k]);
+      store(cur + k * VW, now[k]);
+      change[k] = vabs(change[k]);
+    }
+    split3(change, parts);
+    sum = parts[0] + parts[1] + parts[2];
+    out.touch_row(y, x, sum, VW);
   }
+  if (out.m) store(out.m + (long)y * out.t->Wp + x, sum);
+}
+
+void input_row(View& out, const float* row, int y, const Rect& r, bool fresh) {
+  int x = r.x0;
+  if (out.t->C == 3)
+    for (; x + VW <= r.x1; x += VW, row += 3 * VW) input_pixels3(out, row, y, x, fresh);
+  input_pixels(out, row, y, x, r.x1 - x, fresh);
 }
 
 // Rows of a frame as they are stored, channels last.
@@ -78,7 +90,14 @@ Rows rows_of(const Run& run, const Op& o, const Tensor& t, const Item& item, flo
     float* to = local + (y - item.r.y0) * pitch;
     if (t.C == 3) {
       const float *a = from, *b = from + plane, *c = b + plane;
-      for (int x = 0; x < t.W; x++) to[3 * x] = a[x], to[3 * x + 1] = b[x], to[3 * x + 2] = c[x];
+      int x = 0;
+      for (; x + VW <= t.W; x += VW) {
+        const vf planes[3] = {load(a + x), load(b + x), load(c + x)};
+        vf pixels[3];
+        join3(planes, pixels);
+        for (int k = 0; k < 3; k++) store(to + 3 * x + k * VW, pixels[k]);
+      }
+      for (; x < t.W; x++) to[3 * x] = a[x], to[3 * x + 1] = b[x], to[3 * x + 2] = c[x];
       continue;
     }
     for (int c = 0; c < t.C; c++)
@@ -87,14 +106,14 @@ Rows rows_of(const Run& run, const Op& o, const Tensor& t, const Item& item, flo
   return {local, pitch};
 }
 
-void input_rect(Run& run, const Rows& rows, View& out, const Item& item, float* line) {
+void input_rect(Run& run, const Rows& rows, View& out, const Item& item) {
   const Tensor& t = *out.t;
   const bool fresh = run.fresh(item.s);
   const Rect& r = item.r;
   for (int y = r.y0; y < r.y1; y++) {
     const float* row = rows.row(y - r.y0);
     if (t.C == t.Cs) {
-      input_row(out, row, y, r, fresh, line);
+      input_row(out, row, y, r, fresh);
       continue;
     }
     for (int x = r.x0; x < r.x1; x++, row += t.C) {
@@ -137,10 +156,9 @@ void input_item(void* ctx, int tid, int i) {
   const Item& item = run.items[i];
   View out = run.view(o.out, item.s);
   const Tensor& t = *out.t;
-  const size_t line = (size_t)item.r.w() * (t.C + 1) + 64;
-  float* local = run.memory[tid].get(line + (size_t)item.r.h() * item.r.w() * t.C);
-  const Rows rows = rows_of(run, o, t, item, local + line);
-  if (run.fresh(item.s) || input_differs(rows, out, item)) return input_rect(run, rows, out, item, local);
+  float* local = run.memory[tid].get((size_t)item.r.h() * item.r.w() * t.C + VW);
+  const Rows rows = rows_of(run, o, t, item, local);
+  if (run.fresh(item.s) || input_differs(rows, out, item)) return input_rect(run, rows, out, item);
   if (out.stale_in(item.r)) out.clean(item.r);
 }
 

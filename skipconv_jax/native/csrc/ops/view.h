@@ -140,6 +140,30 @@ SKC_INLINE float abs_difference(const float* p, const float* q, int n) {
   return total;
 }
 
+// Sums over channels of |p - q| for n neighbouring pixels of c channels; `m` has a vector's room behind it.
+static void change_of_row(const float* p, const float* q, int n, int c, float* m) {
+  int x = 0;
+  if (c == 3) {
+    for (; x + VW <= n; x += VW, p += 3 * VW, q += 3 * VW) {
+      vf change[3], parts[3];
+      for (int k = 0; k < 3; k++) change[k] = vabs(load(p + k * VW) - load(q + k * VW));
+      split3(change, parts);
+      store(m + x, parts[0] + parts[1] + parts[2]);
+    }
+  } else if (c % VW == 0) {
+    for (; x < n; x += VW) {
+      vf sums[VW];
+      for (int i = 0; i < VW; i++) {
+        vf s = vf{};
+        for (int k = 0; k < c && x + i < n; k += VW, p += VW, q += VW) s += vabs(load(p) - load(q));
+        sums[i] = s;
+      }
+      store(m + x, row_sums(sums));
+    }
+  }
+  for (; x < n; x++, p += c, q += c) m[x] = abs_difference(p, q, c);
+}
+
 // Writes f(c) to one pixel of `out` and records the change.
 template <class F>
 SKC_INLINE void write_pixel(View& out, int y, int x, bool fresh, F f) {

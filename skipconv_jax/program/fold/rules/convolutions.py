@@ -42,14 +42,36 @@ def _conv(reader: Reader, eqn: Any, values: list[Any]) -> View | None:
         ref = made
     else:
         conv = Conv.make(reader.shape(ref), weights.shape, padding=params["padding"], **options)
-        ref = reader.make(lambda o: _conv_node(reader, ref, o, conv, weights), shape)
+        levels = _levels(kernel, numbers.rhs_spec, weights)
+        ref = reader.make(lambda o: _conv_node(reader, ref, o, conv, weights, levels), shape)
     return laid(ref, shape, order)
 
 
-def _conv_node(reader: Reader, x: Ref, out: Ref, conv: Conv, weights: np.ndarray) -> g.ConvNode:
+def _conv_node(
+    reader: Reader,
+    x: Ref,
+    out: Ref,
+    conv: Conv,
+    weights: np.ndarray,
+    levels: g.Levels | None = None,
+) -> g.ConvNode:
     size = np.abs(weights)
     means = float(size.mean()), float(size.sum())
-    return g.ConvNode((x,), out, reader.site.name, conv, weights, None, *means)
+    return g.ConvNode((x,), out, reader.site.name, conv, weights, None, *means, levels=levels)
+
+
+def _levels(kernel: Known, spec: Any, weights: np.ndarray) -> g.Levels | None:
+    """The kernel's quantised form, where its scales go by output channels."""
+    if kernel.levels is None:
+        return None
+    steps = np.transpose(kernel.levels.steps, window_first(spec))
+    channels = steps.shape[-1]
+    if kernel.levels.scale.size not in (1, channels):
+        return None
+    scale = np.broadcast_to(kernel.levels.scale, (channels,))
+    # Which axis the scales belong to is not said: its values tell.
+    same = np.array_equal(steps.astype(np.float32) * scale, weights)
+    return g.Levels(steps, scale) if same else None
 
 
 def _phases(

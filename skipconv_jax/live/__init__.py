@@ -1,0 +1,4 @@
+"""Live cameras: many streams through one plan, and out. `skipconv serve CONFIG` runs it.
+
+sources  address, capture, inbox, camera: a thread per camera, its newest frames, its status
+"""

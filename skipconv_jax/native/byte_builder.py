@@ -133,7 +133,7 @@ class ByteBuilder(ProgramBuilder):
     ) -> Ref:  # fmt: skip
         """An operation whose output is bytes, or real where `dtype` is 'float32'."""
         for s in sources:
-            if self._tensors[s.index].cs % 16:
+            if self._tensors[s.index].cs % 16 and kind != "q_gather":
                 raise ValueError(
                     f"`sources` ({s}, a `raw` input) must be padded tensors; drop `raw`."
                 )

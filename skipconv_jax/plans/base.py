@@ -209,7 +209,7 @@ def _resized(shape: tuple[int, ...], made_for: int, streams: int) -> tuple[int, 
 
 def unused(table: macs.Table, graph: g.Graph) -> set[str]:
     """Skip-Convolutions that folding dropped because nobody uses their results."""
-    read = {n.name for n in graph.nodes if isinstance(n, g.ConvNode | g.OtherNode)}
+    read = {n.name for n in graph.nodes if isinstance(n, g.ConvNode | g.QConvNode | g.OtherNode)}
     return {row.name for row in table.skipped()} - read
 
 

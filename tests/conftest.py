@@ -56,7 +56,7 @@ QUICK = (
     "plans/test_saved.py",
     "presets/test_presets.py",
     "program/test_canonical.py",
-    "quantised/test_recognise.py",
+    "quantised/test_skipping.py",
     "random_networks/test_random_networks.py",
     "streaming/test_guards.py",
     "streaming/test_native_streaming.py",

@@ -244,6 +244,12 @@ def channel_groups(kernel: np.ndarray) -> list[tuple[int, int]] | None:
     return [*ranges, (start, share.shape[0])]
 
 
+def channel_part(conv: Conv, start: int, stop: int) -> Conv:
+    """The convolution of channels start to stop of every group, its products not rounded."""
+    channels = (stop - start) * conv.groups
+    return dataclasses.replace(conv, in_channels=channels, precision=lax.Precision.HIGHEST)
+
+
 def channel_range(x: jax.Array, conv: Conv, start: int, stop: int) -> jax.Array:
     """Channels start to stop of every group."""
     if conv.groups == 1:
@@ -260,13 +266,12 @@ def int_conv(steps: jax.Array, kernel: np.ndarray, conv: Conv) -> jax.Array:
       kernel: int8 `(*window, Ci / groups, Co)`.
       conv: geometry.
     """
-    exact = dataclasses.replace(conv, precision=lax.Precision.HIGHEST)
     ranges = channel_groups(kernel)
     if ranges is None:
         return _int32_conv(steps.astype(jnp.int32), kernel, conv)
     total = jnp.zeros((), jnp.int32)
     for start, stop in ranges:
-        part = dataclasses.replace(exact, in_channels=(stop - start) * conv.groups)
+        part = channel_part(conv, start, stop)
         x = channel_range(steps, conv, start, stop).astype(jnp.float32)
         weights = jnp.asarray(kernel[..., start:stop, :], jnp.float32)
         total = total + part(x, weights).astype(jnp.int32)

@@ -209,8 +209,25 @@ def _resized(shape: tuple[int, ...], made_for: int, streams: int) -> tuple[int, 
 
 def unused(table: macs.Table, graph: g.Graph) -> set[str]:
     """Skip-Convolutions that folding dropped because nobody uses their results."""
-    read = {n.name for n in graph.nodes if isinstance(n, g.ConvNode | g.QConvNode | g.OtherNode)}
+    kinds = g.ConvNode | g.QConvNode | g.OtherNode
+    read = {n.name for n in graph.nodes if isinstance(n, kinds)}
     return {row.name for row in table.skipped()} - read
+
+
+PRECISIONS = ("int8", "float32")
+
+
+def check_quantised(graph: g.Graph, precision: str | None) -> None:
+    """Refuses 'int8' of a network that has no quantised convolution.
+
+    Raises:
+      ValueError: says what to do.
+    """
+    if precision == "int8" and not any(isinstance(n, g.QConvNode) for n in graph.nodes):
+        raise ValueError(
+            "`precision` (='int8') needs a quantised network, and this one has no convolution of "
+            "int8: quantise it with `skipconv_jax.quantize`, or load a quantised ONNX file."
+        )
 
 
 def shapes_of(tree: Any) -> Any:

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipconv_jax.ops import InputNormGate, SkipState, skip_conv
+from skipconv_jax.ops import Gate, InputNormGate, Policy, SkipState, skip_conv
 from skipconv_jax.ops.gates import AlwaysGate, GumbelGate
 from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.ops.masked_conv.epilogue import ACTIVATIONS, Epilogue, finish
-from skipconv_jax.plans.base import FirstLayer, shapes_of, unused
+from skipconv_jax.ops.quantised_conv import init_int_state, int_skip_conv
+from skipconv_jax.plans.base import FirstLayer, check_quantised, shapes_of, unused
 from skipconv_jax.plans.plain import XlaPlan, first_name, once, plain_plan
 from skipconv_jax.program import fold as g
 from skipconv_jax.program.fold.execute import execute_node
@@ -47,7 +48,15 @@ class FoldedPlan(XlaPlan):
     def init_state(self, streams: int | None = None) -> NetState:
         """State of fresh streams, by default as many as the example frame has; donate it."""
         state = super().init_state(streams)
-        return {name: state[name] for name in self.layers}
+        found = {name: state[name] for name in self.layers}
+        for node in self.graph.nodes:
+            if isinstance(node, g.QConvNode) and node.name in self.layers:
+                _, rule = self.layers[node.name]
+                # One flag per stream, images of a stream one after the other, as the network has.
+                images = found[node.name].output.shape[0]
+                made = init_int_state(node, *_gate_and_policy(rule), images)
+                found[node.name] = dataclasses.replace(made, fresh=found[node.name].fresh)
+        return found
 
     def apply(
         self, state: NetState, x: Any, constants: NetParams | None = None, *, threads: int = 0
@@ -71,8 +80,8 @@ class FoldedPlan(XlaPlan):
             if until in new:
                 break
             inputs = [values[r] for r in node.inputs]
-            if isinstance(node, g.ConvNode) and node.name in self.layers:
-                made, new[node.name] = self._convolve(node, inputs, params, state[node.name])
+            if isinstance(node, g.ConvNode | g.QConvNode) and node.name in self.layers:
+                made, new[node.name] = self._skipped(node, inputs, params, state[node.name])
                 values[node.output] = made
                 continue
             shape = (-1, *graph.avals[node.output].shape[1:])
@@ -83,6 +92,17 @@ class FoldedPlan(XlaPlan):
     def first_layer(self) -> FirstLayer:
         """The first Skip-Convolution, which the state holds all of."""
         return _First(self, first_name(self))
+
+    def _skipped(
+        self,
+        node: g.ConvNode | g.QConvNode,
+        x: list[jax.Array],
+        params: NetParams,
+        state: SkipState,
+    ) -> tuple[jax.Array, SkipState]:
+        if isinstance(node, g.QConvNode):
+            return self._int_convolve(node, x, params, state)
+        return self._convolve(node, x, params, state)
 
     def _convolve(
         self, node: g.ConvNode, x: list[jax.Array], params: NetParams, state: SkipState
@@ -111,6 +131,22 @@ class FoldedPlan(XlaPlan):
         residual = None if node.residual is None else x[1]
         return _finished(node, z, weights, residual), new
 
+    def _int_convolve(
+        self, node: g.QConvNode, x: list[jax.Array], params: NetParams, state: SkipState
+    ) -> tuple[jax.Array, SkipState]:
+        _, rule = self.layers[node.name]
+        gate, policy = _gate_and_policy(rule)
+        return int_skip_conv(
+            node,
+            params["weights"][node.name],
+            params["gates"][node.name],
+            state,
+            x[0],
+            gate=gate,
+            policy=policy,
+            implementation=rule.implementation,
+        )
+
     def report(self) -> str:
         """How many convolutions finish their blocks themselves, and what keeps the others."""
         convs = [n for n in self.graph.nodes if isinstance(n, g.ConvNode)]
@@ -122,6 +158,9 @@ class FoldedPlan(XlaPlan):
         ]
         reasons = sorted({why for _, why in left if why})
         lines += [f"{sum(why == r for _, why in left)}: {r}" for r in reasons]
+        integers = sum(isinstance(n, g.QConvNode) for n in self.graph.nodes)
+        if integers:
+            lines.append(f"{integers} convolutions of int8, exact in int32")
         return "\n".join(lines)
 
 
@@ -175,6 +214,13 @@ def _why_not_fused(node: g.ConvNode, rule: Rule) -> str:
     return "" if _activation(node) in ACTIVATIONS else f"no epilogue for {node.act}"
 
 
+def _gate_and_policy(rule: Rule) -> tuple[Gate, Policy]:
+    """The rule's, which `SkipNet.survey` has filled in."""
+    if rule.gate is None or rule.policy is None:
+        raise AssertionError(f"an unresolved rule: {rule}")
+    return rule.gate, rule.policy
+
+
 def _weights(node: g.ConvNode) -> dict[str, np.ndarray]:
     """Kernel as the gates know it, before folding, and the affine map that was folded into it."""
     channels = node.conv.out_channels
@@ -188,18 +234,21 @@ def _weights(node: g.ConvNode) -> dict[str, np.ndarray]:
 
 def _why_not_folded(graph: g.Graph, layers: Mapping[str, tuple[Conv, Rule]]) -> str:
     convs = {n.name: n for n in graph.nodes if isinstance(n, g.ConvNode)}
-    missing = sorted(set(layers) - set(convs))
+    integers = {n.name for n in graph.nodes if isinstance(n, g.QConvNode)}
+    missing = sorted(set(layers) - set(convs) - integers)
     if missing:
         return f"not folded: {missing[0]} is no float32 convolution of a channels-last map"
     for name, (_, rule) in layers.items():
-        scale = convs[name].scale
+        scale = convs[name].scale if name in convs else None
         blind = isinstance(rule.gate, InputNormGate | GumbelGate | AlwaysGate)
         if not blind and scale is not None and (np.abs(scale) <= _LOST).any():
             return f"not folded: {name} scales channels by 0, and its gate looks at their kernel"
     return ""
 
 
-def fold_plan(net: SkipNet, params: Any, x: Any, why: str = "asked for") -> XlaPlan:
+def fold_plan(
+    net: SkipNet, params: Any, x: Any, why: str = "asked for", *, precision: str | None = None
+) -> XlaPlan:
     """A plan in XLA for frames like x, folded where that can be; `report()` says what was done.
 
     Args:
@@ -207,10 +256,15 @@ def fold_plan(net: SkipNet, params: Any, x: Any, why: str = "asked for") -> XlaP
       params: `{'model': variables, 'gates': {name: parameters}}`, concrete.
       x: a frame of B streams; only shapes are read.
       why: why not another engine.
+      precision: 'int8' or 'float32', see `compile_plan`; None is what the network says.
+
+    Raises:
+      ValueError: 'int8' of a network without quantised convolutions.
     """
     net = once(net, params["model"], x)
     table, found = net.survey(params["model"], x)
-    graph = g.build(net.fn, params["model"], x, quantised=False)
+    graph = g.build(net.fn, params["model"], x, quantised=precision != "float32")
+    check_quantised(graph, precision)
     table = table.without(unused(table, graph))
     layers = {
         row.name: (row.conv, found[row.name][1]) for row in table.skipped() if row.conv is not None
@@ -223,6 +277,9 @@ def fold_plan(net: SkipNet, params: Any, x: Any, why: str = "asked for") -> XlaP
         for node in graph.nodes
         if isinstance(node, g.ConvNode) and node.name in layers
     }
+    for node in graph.nodes:
+        if isinstance(node, g.QConvNode) and node.name in layers:
+            weights[node.name] = jax.tree.map(jnp.asarray, node.arrays())
     constants = {"weights": weights, "gates": params["gates"]}
     shapes = shapes_of(params["model"])
     return FoldedPlan(table, shapes_of(x), why, net, shapes, constants, graph, layers)

@@ -27,7 +27,7 @@ from skipconv_jax.native.operations import why_not
 from skipconv_jax.native.program import Program
 from skipconv_jax.ops import POLICIES, AlwaysGate, GumbelGate, InputNormGate, OutputNormGate
 from skipconv_jax.ops.gates import GateParams
-from skipconv_jax.plans.base import FirstLayer, Plan, shapes_of, unused
+from skipconv_jax.plans.base import FirstLayer, Plan, check_quantised, shapes_of, unused
 from skipconv_jax.plans.plain import first_name, once
 from skipconv_jax.program import fold as g
 from skipconv_jax.program.fold.execute import execute_node
@@ -44,6 +44,10 @@ Constants = tuple[tuple[jax.Array, jax.Array, jax.Array], ...]
 
 class Unsupported(ValueError):
     """A Skip-Convolution the native engine can't run."""
+
+
+class UnsupportedOnBytes(Unsupported):
+    """One of a quantised network."""
 
 
 @dataclasses.dataclass
@@ -339,12 +343,15 @@ def native_plan(
     net = once(net, params["model"], x)
     table, found = net.survey(params["model"], x)
     graph = g.build(net.fn, params["model"], x, quantised=precision != "float32")
+    check_quantised(graph, precision)
     graph = lower_quantised.quantise_first(graph)
     table = table.without(unused(table, graph))
     layers = {row.name: found[row.name][1] for row in table.skipped()}
     reason = why_unsupported(graph, layers)
     if reason:
-        raise Unsupported(
+        convs = {n.name for n in graph.nodes if isinstance(n, g.QConvNode)}
+        kind = UnsupportedOnBytes if convs & set(layers) else Unsupported
+        raise kind(
             f"`net` must have Skip-Convolutions the engine can run, but {reason}: use `net.apply`, "
             "engine='plain', or a rule (pattern, None) that leaves them dense."
         )

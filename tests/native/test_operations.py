@@ -75,6 +75,7 @@ _NODES: dict[str, Callable[[], g.Node]] = {
     "spatial sum": lambda: g.SpatialSumNode((0,), 1),
     **{f"reduce {n}": lambda n=n: g.ReduceNode((0,), 1, n) for n in ("sum", "mean", "max", "min")},
     "max pool": lambda: g.PoolNode((0,), 1, "max", (3, 2), (2, 2), ((1, 1), (0, 1))),
+    "wide max pool": lambda: g.PoolNode((0,), 1, "max", (5, 7), (1, 2), ((2, 2), (3, 3))),
     "padded mean pool": lambda: g.PoolNode((0,), 1, "mean", (2, 3), (2, 1), ((1, 1), (0, 2))),
     "mean pool": lambda: g.PoolNode((0,), 1, "mean_valid", (3, 3), (1, 1), ((1, 1), (1, 1))),
     "upsample": lambda: g.UpsampleNode((0,), 1, 3),

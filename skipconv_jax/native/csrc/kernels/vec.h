@@ -68,6 +68,19 @@ SKC_INLINE bool any_lane(vi mask) {
 #endif
 }
 
+// Bit i is lane i of a mask.
+SKC_INLINE unsigned lane_bits(vi mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
+#elif defined(__AVX2__)
+  return (unsigned)_mm256_movemask_ps((__m256)mask);
+#else
+  unsigned bits = 0;
+  for (int i = 0; i < VW; i++) bits |= mask[i] ? 1u << i : 0u;
+  return bits;
+#endif
+}
+
 // Lane i is the sum of the lanes of v[i].
 SKC_INLINE vf row_sums(const vf* v) {
 #if defined(__AVX512F__)

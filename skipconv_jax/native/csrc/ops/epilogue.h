@@ -61,6 +61,12 @@ static void epilogue_rows(const Epilogue& e, const Rect& r, const float* tmp, lo
 
 enum class Kind { kClamp, kSwish, kOther };
 
+// Records which neighbours changed, but not by how much: these are some of their channels.
+static void touch_sums(View& out, int y, int x, vf* sums, int n) {
+  for (int i = n; i < VW; i++) sums[i] = vf{};
+  out.touch_row(y, x, row_sums(sums), n);
+}
+
 // The same where blocks are recomputed (all policies but Previous): z = tmp + bias, and what was there
 // before is read back. Neighbours in a row share the sums that tell what changed.
 template <Kind A, bool TMP, bool RES>
@@ -124,16 +130,10 @@ static void recompute_rows(const Epilogue& e, const Rect& r, const float* tmp, l
           if (RES) res += cs;
         }
       }
-      for (int i = n; i < VW; i++) sums[i] = vf{};
-      const vf change = row_sums(sums);
-      if (out.m && whole) {
-        float* m = out.m + (long)y * out.t->Wp + x;
-        if (n == VW)
-          store(m, change);
-        else
-          for (int i = 0; i < n; i++) m[i] = change[i];
-      }
-      out.touch_row(y, x, change, n);
+      if (whole)
+        record_row(out, y, x, sums, n);
+      else
+        touch_sums(out, y, x, sums, n);
     }
 }
 

@@ -434,6 +434,16 @@ bool split_channels(Run& run, const Op& o) {
   return true;
 }
 
+// What the items take on one thread, about: products at half of a core's rate, and the epilogue.
+double microseconds(const Run& run, const Op& o) {
+  const Tensor &in = run.call.tensors[o.src[0]], &out = run.call.tensors[o.out];
+  const double products = (double)o.kh * o.kw * in.C / o.groups * out.Cs * 2e-5, rest = out.Cs * 5e-4;
+  double us = 0;
+  for (const Item& item : run.items)
+    us += (double)item.r.h() * item.r.w() * (item.action == kFire ? products + rest : rest);
+  return us;
+}
+
 // Ranges of about equal work: a tile that only gets its epilogue costs a fraction of a convolution.
 void balance(const Run& run, int* bounds) {
   const int T = run.pool.threads(), n = (int)run.items.size();
@@ -477,10 +487,12 @@ void run_conv(Run& run, const Op& o) {
                   sizeof(float) * blocks);
   }
   if (!any || run.items.empty()) return;
+  // Winograd's tiles stay whole: their transforms share edges.
+  if (o.algo != kWinograd && !is_scaled(o)) halve_rows(run);
   const bool split = split_channels(run, o);
   int bounds[kMaxThreads + 1];
   balance(run, bounds);
-  run.dispatch(block_item, (int)run.items.size(), n > 0 ? 1e9 : run.items.size() * 0.5, bounds);
+  run.dispatch(block_item, (int)run.items.size(), microseconds(run, o), bounds);
   if (split && run.call.tensors[o.out].m >= 0)
     run.dispatch(change_item, (int)run.items.size(), run.items.size() * 0.5);
 }

@@ -59,6 +59,28 @@ struct Run {
   }
 };
 
+constexpr int kEven = 8;  // items per thread from which on the last one hardly counts
+
+// Cuts items in two, above and below a row of cells, where there are too few for threads to come out
+// even.
+static void halve_rows(Run& run) {
+  const int T = run.pool.threads();
+  if (T == 1 || (int)run.items.size() >= kEven * T) return;
+  static thread_local std::vector<Item> halves;
+  halves.clear();
+  for (const Item& item : run.items) {
+    if (item.action != kFire || item.r.h() <= kCell || item.r.y0 % kCell) {
+      halves.push_back(item);
+      continue;
+    }
+    Item top = item, bottom = item;
+    top.r.y1 = bottom.r.y0 = item.r.y0 + kCell;
+    halves.push_back(top);
+    halves.push_back(bottom);
+  }
+  run.items.swap(halves);
+}
+
 // One operation each, with empty lists.
 void run_input(Run&, const Op&);
 void run_conv(Run&, const Op&);

@@ -55,12 +55,17 @@ struct View {
 
   // The same for n <= VW neighbours from (y, x) on.
   void touch_row(int y, int x, vf change, int n) {
-    if (!any_lane(change != 0.f)) return;
-    for (int i = 0; i < n;) {
-      const int end = (x + i) / kCell * kCell + kCell - x;
-      float sum = 0.f;
-      for (; i < n && i < end; i++) sum += change[i];
-      touch(y, x + i - 1, sum);
+    const unsigned wanted = (1u << n) - 1;
+    unsigned changed = lane_bits(change != 0.f) & wanted;
+    if (!changed) return;
+    mark(any);
+    if (~lane_bits(change < __builtin_inff()) & wanted) mark(any + 2);
+    uint8_t* row_of_cells = cells + (y / kCell) * t->cw;
+    while (changed) {
+      const int cell = (x + __builtin_ctz(changed)) / kCell;
+      mark(row_of_cells + cell);
+      const int end = (cell + 1) * kCell - x;
+      changed = end < n ? changed >> end << end : 0;
     }
   }
 
@@ -164,9 +169,9 @@ static void change_of_row(const float* p, const float* q, int n, int c, float* m
   for (; x < n; x++, p += c, q += c) m[x] = abs_difference(p, q, c);
 }
 
-// Writes f(c) to one pixel of `out` and records the change.
+// Writes f(c) to one pixel of `out`; lanes of what comes back add up to its change.
 template <class F>
-SKC_INLINE void write_pixel(View& out, int y, int x, bool fresh, F f) {
+SKC_INLINE vf write_values(View& out, int y, int x, bool fresh, F f) {
   const int C = out.t->C, Cs = out.t->Cs;
   const long at = out.at(y, x);
   float* keep = out.old && !fresh ? out.old_pixel(y, x) : nullptr;
@@ -179,16 +184,48 @@ SKC_INLINE void write_pixel(View& out, int y, int x, bool fresh, F f) {
     if (out.delta) store(out.delta + at + c, d);
     sum += vabs(d);
   }
-  const float change = hsum(sum);
+  return sum;
+}
+
+// The same, and records the change.
+template <class F>
+SKC_INLINE void write_pixel(View& out, int y, int x, bool fresh, F f) {
+  const float change = hsum(write_values(out, y, x, fresh, f));
   if (out.m) out.m[(long)y * out.t->Wp + x] = change;
   out.touch(y, x, change);
 }
 
+// Records what n <= VW neighbours from (y, x) on changed by, as `write_values` gave it.
+SKC_INLINE void record_row(View& out, int y, int x, vf* sums, int n) {
+  for (int i = n; i < VW; i++) sums[i] = vf{};
+  const vf change = row_sums(sums);
+  if (out.m) {
+    float* m = out.m + (long)y * out.t->Wp + x;
+    if (n == VW)
+      store(m, change);
+    else
+      for (int i = 0; i < n; i++) m[i] = change[i];
+  }
+  out.touch_row(y, x, change, n);
+}
+
+// write_values(f(y, x)) of a rectangle, neighbours together.
+template <class F>
+SKC_INLINE void write_rect(View& out, const Rect& r, F f) {
+  for (int y = r.y0; y < r.y1; y++)
+    for (int x = r.x0; x < r.x1; x += VW) {
+      const int n = r.x1 - x < VW ? r.x1 - x : VW;
+      vf sums[VW];
+      for (int i = 0; i < n; i++) sums[i] = f(y, x + i);
+      record_row(out, y, x, sums, n);
+    }
+}
+
 // The change of pixels that stay what they are: NaN where a value is NaN or infinite, else 0.
 static void repeat_rect(View& out, const Rect& r) {
-  for (int y = r.y0; y < r.y1; y++)
-    for (int x = r.x0; x < r.x1; x++)
-      write_pixel(out, y, x, false, [&](int c) { return load(out.cur + out.at(y, x) + c); });
+  write_rect(out, r, [&](int y, int x) {
+    return write_values(out, y, x, false, [&](int c) { return load(out.cur + out.at(y, x) + c); });
+  });
 }
 
 }  // namespace SKC_ISA

@@ -12,6 +12,7 @@ namespace {
 
 constexpr uint64_t kOpen = 1u << 15;
 constexpr uint64_t kInside = kOpen - 1;
+constexpr int kSpinsAtJoin = 200;
 constexpr int kSpinsAfterCall = 20000;  // some tens of microseconds
 
 std::atomic<Pool*> g_pool{nullptr};
@@ -81,7 +82,9 @@ void Pool::run(Fn fn, void* ctx, int n, bool parallel, const int* bounds) {
   gate_.store(epoch << 16 | kOpen, std::memory_order_release);
   work(0);
   gate_.fetch_and(~kOpen, std::memory_order_acq_rel);
-  while (gate_.load(std::memory_order_acquire) & kInside) pause_cpu();
+  // Mostly a matter of nanoseconds: a pause would last longer.
+  for (int spins = 0; gate_.load(std::memory_order_acquire) & kInside; spins++)
+    if (spins > kSpinsAtJoin) pause_cpu();
 }
 
 void Pool::loop(int tid) {

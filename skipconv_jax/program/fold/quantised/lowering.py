@@ -50,7 +50,6 @@ def convolution(
     return QConvNode(
         (ref,),
         -1,
-        node.name,
         node.conv,
         grid,
         np.ascontiguousarray(kernel),
@@ -60,6 +59,7 @@ def convolution(
         node.weights_mean,
         node.weights_sum,
         steps.astype(np.float32),
+        node.name,
     )
 
 

@@ -10,8 +10,8 @@ import dataclasses
 
 import numpy as np
 
-from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.ops.quantised import Finish, Grid
+from skipconv_jax.ops.quantised_conv import IntConv
 from skipconv_jax.program.fold.nodes import Node
 
 
@@ -30,33 +30,14 @@ class DequantizeNode(Node):
 
 
 @dataclasses.dataclass
-class QConvNode(Node):
-    """finish(float32(sum w (x - zero) + bias) multiplier); borders have x = zero.
+class QConvNode(IntConv, Node):
+    """A convolution on integers, see `IntConv`.
 
     Attributes:
       name: of the convolution, as `skip` names it.
-      conv: geometry.
-      grid: of the input.
-      kernel: int8 `(*window, Ci / groups, Co)`.
-      bias: int32 `(Co,)`.
-      multiplier: float32 `(Co,)`: from accumulator to steps of the output before the table (to real
-        numbers for an output of float32). Negative where a negative scale was folded in.
-      finish: how the output is stored.
-      weights_mean: mean |w| of the real kernel as `skip` sees it, for the Output-Norm gate.
-      weights_sum: its sum.
-      steps: float32 `(Co,)`, what one step of the kernel is worth in the kernel as `skip` sees it.
     """
 
     name: str
-    conv: Conv
-    grid: Grid
-    kernel: np.ndarray
-    bias: np.ndarray
-    multiplier: np.ndarray
-    finish: Finish
-    weights_mean: float
-    weights_sum: float
-    steps: np.ndarray
 
 
 @dataclasses.dataclass

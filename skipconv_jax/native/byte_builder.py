@@ -121,7 +121,7 @@ class ByteBuilder(ProgramBuilder):
             return fields
         return fields | self._lookup(finish.table)
 
-    def _lookup(self, table: np.ndarray) -> dict[str, int]:
+    def _lookup(self, table: np.ndarray) -> dict[str, Any]:
         stored = (table.astype(np.int64) - least(table.dtype)).astype(np.uint8)
         entries = stored.size
         stored = np.pad(stored, (0, max(0, 256 - entries)))
@@ -170,7 +170,11 @@ class ByteBuilder(ProgramBuilder):
         self._outputs.append((first.h, first.w, first.c) if alone else (sum(sizes),))
         for i, (x, grid) in enumerate(maps):
             self._use(x, cur=True)
-            where = {"io": len(self._outputs) - 1, "count": sum(sizes), "mode": sum(sizes[:i])}
+            where: dict[str, Any] = {
+                "io": len(self._outputs) - 1,
+                "count": sum(sizes),
+                "mode": sum(sizes[:i]),
+            }
             if grid is None:
                 self._record("output", x, [x], **where)
             else:
@@ -209,7 +213,11 @@ class ByteBuilder(ProgramBuilder):
         bias, multiplier = conv.per_channel()
         fields: dict[str, Any] = self._geometry(spec) | self._gate(spec, source, size)
         fields |= {"algo": schema.value("Algo", conv.algorithm), "count": quads}
-        fields |= {"w": self._blob(packed), "bias": self._blob(bias), "mult": self._blob(multiplier)}
+        fields |= {
+            "w": self._blob(packed),
+            "bias": self._blob(bias),
+            "mult": self._blob(multiplier),
+        }
         op = self._record("q_conv", out, [x], spec.name, **fields, **self._finish(conv.finish))
         if not conv.dense and spec.gate.kind != "always":
             rows, cols = (
@@ -263,7 +271,7 @@ class ByteBuilder(ProgramBuilder):
         fields["mode"] = int(np.ndim(multiplier) > 0)
         return self._made("q_mean", [x], (*size, x.c), finish.dtype, **fields)
 
-    def byte_max(self, x: Ref, window: Mapping[str, int], size: tuple[int, int]) -> Ref:
+    def byte_max(self, x: Ref, window: Mapping[str, Any], size: tuple[int, int]) -> Ref:
         """Largest q of each window, of positions inside the map."""
         return self._made("q_max", [x], (*size, x.c), **window)
 
@@ -288,7 +296,5 @@ class ByteBuilder(ProgramBuilder):
         places = [int(n) for s in sources for n in (*s.rows, *s.columns)]
         table = self._integers([n for run in runs for n in run] + places)
         shape = (len(sources[0].rows), len(sources[0].columns), sum(n for _, _, n in runs))
-        fields = {"table": table, "count": len(runs), "shift": outside}
+        fields: dict[str, Any] = {"table": table, "count": len(runs), "shift": outside}
         return self._made("q_gather", [s.x for s in sources], shape, **fields)
-
-

@@ -8,7 +8,7 @@ import numpy as np
 from skipconv_jax.native import lower_quantised, schema
 from skipconv_jax.native.byte_builder import ByteBuilder
 from skipconv_jax.native.layout import Ref
-from skipconv_jax.native.operations import Avals, activation, position_shape
+from skipconv_jax.native.operations import Avals, activation
 from skipconv_jax.native.schema import MAX_SOURCES
 from skipconv_jax.native.specs import ConvSpec, GateSpec
 from skipconv_jax.ops import AlwaysGate, GumbelGate, InputNormGate, OutputNormGate, policy_name

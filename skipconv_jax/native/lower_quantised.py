@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -223,39 +224,19 @@ class ByteLowering:
         return h, w
 
     def _mul(self, node: g.QMulNode, x: list[Ref]) -> Ref:
-        zeros = [z - least(self.avals[r].dtype) for z, r in zip(node.zeros, node.inputs, strict=True)]
+        zeros = [
+            z - least(self.avals[r].dtype) for z, r in zip(node.zeros, node.inputs, strict=True)
+        ]
         order = [0, 1]
         if (x[0].h, x[0].w) == (1, 1) and (x[1].h, x[1].w) != (1, 1):
             order = [1, 0]
         a, b = order
-        return self.builder.byte_mul(
-            x[a], x[b], (zeros[a], zeros[b]), node.multiplier, node.finish
-        )
+        return self.builder.byte_mul(x[a], x[b], (zeros[a], zeros[b]), node.multiplier, node.finish)
 
     def _moved(self, node: g.Node, x: list[Ref]) -> Ref:
         """What bytes change places in."""
         b, first = self.builder, x[0]
         match node:
-            case g.UpsampleNode():
-                f = node.factor
-                rows, cols = (np.repeat(range(n), f) for n in (first.h, first.w))
-                return b.gather([Moved(first, rows, cols)])
-            case g.CropNode():
-                rows, cols = (
-                    range(s, s + (n - 1) * d + 1, d)
-                    for s, n, d in zip(node.starts, node.sizes, node.strides, strict=True)
-                )
-                return b.gather([Moved(first, rows, cols)])
-            case g.PadNode():
-                rows, cols = (
-                    [-1] * low + list(range(n)) + [-1] * high
-                    for n, (low, high) in zip((first.h, first.w), node.padding, strict=True)
-                )
-                outside = int(node.value) - self._least(node)
-                return b.gather([Moved(first, rows, cols)], outside=outside)
-            case g.ResizeNode():
-                rows, cols = (index[:, 0] for index, _ in node.taps)
-                return b.gather([Moved(first, rows, cols)])
             case g.ConcatNode():
                 return self._joined(x)
             case g.ChannelsNode():
@@ -263,7 +244,9 @@ class ByteLowering:
                 return b.gather([_still(s) for s in x], runs_of([s.c for s in x], node.index))
             case g.SpaceToDepthNode():
                 return self._space_to_depth(node, first)
-        raise AssertionError(f"{type(node).__name__} has no lowering on bytes")
+        rows, columns = _places(node, (first.h, first.w))
+        outside = int(node.value) - self._least(node) if isinstance(node, g.PadNode) else 0
+        return b.gather([Moved(first, rows, columns)], outside=outside)
 
     def _joined(self, x: list[Ref]) -> Ref:
         """A concatenation; longer ones than an operation takes are chained."""
@@ -279,6 +262,22 @@ class ByteLowering:
         if node.interleaved:
             runs = [(p, c, 1) for c in range(x.c) for p in range(s * s)]
         return self.builder.gather(phases, runs)
+
+
+def _places(node: g.Node, size: tuple[int, int]) -> list[list[int]]:
+    """Row and column of the input for each of the output; -1 beyond the edge."""
+    match node:
+        case g.UpsampleNode():
+            return [[i for i in range(n) for _ in range(node.factor)] for n in size]
+        case g.CropNode():
+            cut = zip(node.starts, node.sizes, node.strides, strict=True)
+            return [list(range(s, s + (n - 1) * d + 1, d)) for s, n, d in cut]
+        case g.PadNode():
+            sides = zip(size, node.padding, strict=True)
+            return [[-1] * low + list(range(n)) + [-1] * high for n, (low, high) in sides]
+        case g.ResizeNode():
+            return [index[:, 0].tolist() for index, _ in node.taps]
+    raise AssertionError(f"{type(node).__name__} has no lowering on bytes")
 
 
 def _still(x: Ref) -> Moved:
@@ -310,27 +309,36 @@ def runs_of(sizes: Sequence[int], index: Sequence[int]) -> list[tuple[int, int, 
 _FLOAT_MOVERS = (g.SpaceToDepthNode, g.ChannelsNode, g.CropNode, g.UpsampleNode, g.ReshapeNode)
 
 
-def quantise_first(graph: g.Graph) -> g.Graph:
+def bytes_inside(graph: g.Graph) -> g.Graph:
     """Numbers that only change places before they are rounded are rounded before.
 
-    A frame then enters a program as bytes, however its pixels are turned into channels.
+    A frame then enters a program as bytes, however its pixels are turned into channels. And bytes
+    that are laid out anew before they become real numbers become so before.
     """
     avals, nodes = dict(graph.avals), list(graph.nodes)
-    while True:
-        uses = dataclasses.replace(graph, nodes=nodes).uses()
-        made = {n.output: n for n in nodes}
-        for node in nodes:
-            before = made.get(node.inputs[0]) if isinstance(node, g.QuantizeNode) else None
-            if isinstance(node, g.QuantizeNode) and isinstance(before, _FLOAT_MOVERS):
-                zeros = isinstance(before, g.ChannelsNode) and min(before.index) < 0
-                if len(before.inputs) == 1 and uses[before.output] == 1 and not zeros:
-                    break
-        else:
-            return dataclasses.replace(graph, nodes=nodes, avals=avals)
-        x, middle, out = before.inputs[0], before.output, node.output
+    while (pair := _swappable(dataclasses.replace(graph, nodes=nodes))) is not None:
+        first, then = pair
+        x, middle, out = first.inputs[0], first.output, then.output
         avals[middle] = jax.ShapeDtypeStruct(avals[x].shape, avals[out].dtype)
-        first = g.QuantizeNode((x,), middle, node.grid)
-        then = dataclasses.replace(before, inputs=(middle,), output=out)
-        nodes = [n for n in nodes if n is not node]
-        at = next(i for i, n in enumerate(nodes) if n is before)
-        nodes[at : at + 1] = [first, then]
+        moved = dataclasses.replace(first, inputs=(middle,), output=out)
+        if isinstance(first, g.LayoutNode):
+            moved = dataclasses.replace(moved, view=first.view.on(middle))
+        at = next(i for i, n in enumerate(nodes) if n is first)
+        nodes = [n for n in nodes if n is not then]
+        nodes[at : at + 1] = [dataclasses.replace(then, inputs=(x,), output=middle), moved]
+    return dataclasses.replace(graph, nodes=nodes, avals=avals)
+
+
+def _swappable(graph: g.Graph) -> tuple[Any, Any] | None:
+    """A node that moves numbers, and the change of their kind behind it that could come first."""
+    uses, made = graph.uses(), {n.output: n for n in graph.nodes}
+    for node in graph.nodes:
+        if not isinstance(node, g.QuantizeNode | g.DequantizeNode):
+            continue
+        before = made.get(node.inputs[0])
+        kinds = _FLOAT_MOVERS if isinstance(node, g.QuantizeNode) else (g.LayoutNode,)
+        if not isinstance(before, kinds) or len(before.inputs) != 1 or uses[before.output] != 1:
+            continue
+        if not (isinstance(before, g.ChannelsNode) and min(before.index) < 0):
+            return before, node
+    return None

@@ -74,6 +74,6 @@ def pack_bytes_depthwise(kernel: np.ndarray) -> np.ndarray:
 
 
 def as_floats(values: np.ndarray) -> np.ndarray:
-    """The bytes of an array in whole floats: weights are one array of floats, whatever they hold."""
+    """The bytes of an array in whole floats: weights are floats, whatever they hold."""
     raw = np.ascontiguousarray(values).tobytes()
     return np.frombuffer(raw + bytes(-len(raw) % 4), np.float32)

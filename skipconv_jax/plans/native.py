@@ -225,8 +225,10 @@ class NativePlan(Plan):
                 if name not in self.layers or slot.gate.kind == "always":
                     continue
                 node, rule = convs[name], self.layers[name]
-                made = lower_quantised.byte_gate if isinstance(node, g.QConvNode) else gate_spec
-                gate = made(node, rule.gate, gates[name])
+                if isinstance(node, g.QConvNode):
+                    gate = lower_quantised.byte_gate(node, rule.gate, gates[name])
+                else:
+                    gate = gate_spec(node, rule.gate, gates[name])
                 new = slot.words(np.asarray(gate.params))
                 values[slot.gate_offset : slot.gate_offset + new.size] = new
             result.append((words, weights, jnp.asarray(values)))
@@ -344,7 +346,7 @@ def native_plan(
     table, found = net.survey(params["model"], x)
     graph = g.build(net.fn, params["model"], x, quantised=precision != "float32")
     check_quantised(graph, precision)
-    graph = lower_quantised.quantise_first(graph)
+    graph = lower_quantised.bytes_inside(graph)
     table = table.without(unused(table, graph))
     layers = {row.name: found[row.name][1] for row in table.skipped()}
     reason = why_unsupported(graph, layers)

@@ -106,7 +106,8 @@ void block_item(void* ctx, int tid, int i) {
   const Rect& r = item.r;
   const bool grouped = o.algo == kGrouped;
   const int p0 = item.p0, p1 = item.p1, width = grouped ? out.Cs : (p1 - p0) * kBytePanel;
-  const long stride = width, size = (long)made;
+  // Groups one behind the other write whole panels: what the last one pads lies behind the channels.
+  const long stride = grouped ? width + kBytePanel : width, size = (long)made;
   const size_t bytes = ((size_t)r.h() * r.w() * stride + 2 * kBytePanel) * size;
   uint8_t* tmp = reinterpret_cast<uint8_t*>(run.memory[tid].get((bytes + 3) / 4 + 16));
   QTile t{in.pixel(0, 0) - o.pt * in.row - (long)o.pl * in.cs,
@@ -117,7 +118,6 @@ void block_item(void* ctx, int tid, int i) {
   if (o.algo == kDepthwise) {
     run.call.q->depthwise(t);
   } else if (grouped) {
-    // Groups one behind the other: padding columns of one are overwritten by the next.
     std::memset(tmp, 0, bytes);
     const int ci = in.map.t->C / o.groups, co = out.C / o.groups, panels = (co + kBytePanel - 1) / kBytePanel;
     const long depth = (long)o.kh * o.kw * o.count * 64;
@@ -129,7 +129,6 @@ void block_item(void* ctx, int tid, int i) {
       run.call.q->conv(t);
       t.w += panels * depth, t.bias += panels * kBytePanel, t.mult += panels * kBytePanel;
     }
-    // What the last group's padding columns left behind the channels is not theirs to keep.
     for (long p = 0; p < (long)r.h() * r.w(); p++)
       std::memset(tmp + (p * stride + out.C) * size, 0, (out.Cs - out.C) * size);
   } else {

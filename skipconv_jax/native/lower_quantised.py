@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -304,41 +303,3 @@ def runs_of(sizes: Sequence[int], index: Sequence[int]) -> list[tuple[int, int, 
         else:
             runs.append((source, channel, 1))
     return runs
-
-
-_FLOAT_MOVERS = (g.SpaceToDepthNode, g.ChannelsNode, g.CropNode, g.UpsampleNode, g.ReshapeNode)
-
-
-def bytes_inside(graph: g.Graph) -> g.Graph:
-    """Numbers that only change places before they are rounded are rounded before.
-
-    A frame then enters a program as bytes, however its pixels are turned into channels. And bytes
-    that are laid out anew before they become real numbers become so before.
-    """
-    avals, nodes = dict(graph.avals), list(graph.nodes)
-    while (pair := _swappable(dataclasses.replace(graph, nodes=nodes))) is not None:
-        first, then = pair
-        x, middle, out = first.inputs[0], first.output, then.output
-        avals[middle] = jax.ShapeDtypeStruct(avals[x].shape, avals[out].dtype)
-        moved = dataclasses.replace(first, inputs=(middle,), output=out)
-        if isinstance(first, g.LayoutNode):
-            moved = dataclasses.replace(moved, view=first.view.on(middle))
-        at = next(i for i, n in enumerate(nodes) if n is first)
-        nodes = [n for n in nodes if n is not then]
-        nodes[at : at + 1] = [dataclasses.replace(then, inputs=(x,), output=middle), moved]
-    return dataclasses.replace(graph, nodes=nodes, avals=avals)
-
-
-def _swappable(graph: g.Graph) -> tuple[Any, Any] | None:
-    """A node that moves numbers, and the change of their kind behind it that could come first."""
-    uses, made = graph.uses(), {n.output: n for n in graph.nodes}
-    for node in graph.nodes:
-        if not isinstance(node, g.QuantizeNode | g.DequantizeNode):
-            continue
-        before = made.get(node.inputs[0])
-        kinds = _FLOAT_MOVERS if isinstance(node, g.QuantizeNode) else (g.LayoutNode,)
-        if not isinstance(before, kinds) or len(before.inputs) != 1 or uses[before.output] != 1:
-            continue
-        if not (isinstance(before, g.ChannelsNode) and min(before.index) < 0):
-            return before, node
-    return None

@@ -18,6 +18,7 @@ import numpy as np
 from skipconv_jax import macs
 from skipconv_jax.native import library, lower_quantised, schema
 from skipconv_jax.native.byte_builder import ByteBuilder
+from skipconv_jax.native.byte_rewrites import bytes_inside
 from skipconv_jax.native.lower import (
     Lowering,
     gate_spec,
@@ -346,7 +347,7 @@ def native_plan(
     table, found = net.survey(params["model"], x)
     graph = g.build(net.fn, params["model"], x, quantised=precision != "float32")
     check_quantised(graph, precision)
-    graph = lower_quantised.bytes_inside(graph)
+    graph = bytes_inside(graph)
     table = table.without(unused(table, graph))
     layers = {row.name: found[row.name][1] for row in table.skipped()}
     reason = why_unsupported(graph, layers)

@@ -132,6 +132,8 @@ void block_item(void* ctx, int tid, int i) {
     for (long p = 0; p < (long)r.h() * r.w(); p++)
       std::memset(tmp + (p * stride + out.C) * size, 0, (out.Cs - out.C) * size);
   } else {
+    // Positions without padding channels: a kernel row is one run of bytes.
+    if (o.dw == 1 && o.count * 4 == in.cs) t.quads *= o.kw, t.kw = 1;
     run.call.q->conv(t);
   }
   const bool fresh = run.fresh(item.s);

@@ -16,9 +16,10 @@ from typing import Any
 
 from skipconv_jax.live.address import Kind, kind, shown
 from skipconv_jax.live.capture import CaptureError, Connection, Counts, Shot, Stalled, capture
-from skipconv_jax.live.inbox import Inbox
+from skipconv_jax.live.inbox import Inbox, joined
 
 _log = logging.getLogger("skipconv_jax.live")
+_EARLY = 0.1  # of the time between two frames
 Open = Callable[[str, Connection, Counts, threading.Event], Iterator[Shot]]
 
 
@@ -54,7 +55,8 @@ class Status:
       state: 'connecting', 'live', 'stalled', 'waiting' to connect again, 'ended' or 'stopped'.
       reason: of the last failure, '' for none.
       frames: read and whole.
-      dropped: of those, never taken.
+      thinned: of those, left out because they came faster than the camera's `rate`.
+      dropped: of those, wanted and never taken.
       damaged: read and not whole.
       reconnects: connections after the first.
       stalls: connections given up because nothing came.
@@ -68,6 +70,7 @@ class Status:
     state: str
     reason: str
     frames: int
+    thinned: int
     dropped: int
     damaged: int
     reconnects: int
@@ -114,6 +117,7 @@ class Camera:
       connection: how it is opened.
       inbox: where its frames wait.
       retry: when it is opened again.
+      rate: frames per second to keep at most, evenly; 0 keeps all.
       wake: called after each frame and change of state.
       open_: instead of `capture`.
     """
@@ -125,6 +129,7 @@ class Camera:
         connection: Connection | None = None,
         inbox: Inbox[Shot] | None = None,
         retry: Retry | None = None,
+        rate: float = 0.0,
         wake: Callable[[], Any] = lambda: None,
         open_: Open = capture,
     ) -> None:
@@ -133,6 +138,8 @@ class Camera:
         self._address, self._shown = address, shown(address)
         self._connection, self._retry = connection or Connection(), retry or Retry()
         self._wake, self._open = wake, open_
+        self._period, self._due = 1 / rate if rate else 0.0, 0.0
+        self._thinned, self._event = 0, ""
         # What ends by itself and has no more: a file that is over, stdin that was closed.
         self._once = kind(address) in (Kind.FRAMES, Kind.STDIN)
         self._counts, self._rate = Counts(), Rate()
@@ -155,6 +162,10 @@ class Camera:
             self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    def on_wake(self, wake: Callable[[], Any]) -> None:
+        """Calls `wake` from now on, instead of what was given."""
+        self._wake = wake
+
     @property
     def over(self) -> bool:
         """Whether it ended or was stopped and nothing is left to take."""
@@ -175,6 +186,7 @@ class Camera:
             state,
             reason,
             self._counts.frames,
+            self._thinned,
             self.inbox.dropped,
             self._counts.damaged,
             max(self._connections - 1, 0),
@@ -227,8 +239,7 @@ class Camera:
                     first = False
                 self._last = time.monotonic()
                 self._rate.tick(self._last)
-                self.inbox.put(shot)
-                self._wake()
+                self._keep(shot)
                 if self._stop.is_set():
                     return ""
         except Stalled as error:
@@ -242,3 +253,16 @@ class Camera:
             _log.error("camera %s: %s", self.name, type(error).__name__, exc_info=trace)
             return type(error).__name__
         return ""
+
+    def _keep(self, shot: Shot) -> None:
+        """Queues a frame, or leaves it out where they come too fast; its event stays."""
+        event, self._event = joined(self._event, shot.event), ""
+        # A little early is in time: frames come at their rate but for some jitter.
+        if shot.arrived < self._due - _EARLY * self._period:
+            self._thinned += 1
+            self._event = event
+            return
+        late = shot.arrived >= self._due + self._period
+        self._due = (shot.arrived if late else self._due) + self._period
+        self.inbox.put(dataclasses.replace(shot, event=event))
+        self._wake()

@@ -51,7 +51,7 @@ class Inbox(Generic[T]):
             full = len(self._frames) >= self._size
             self.dropped += full
             if full and self._policy == "oldest":
-                self._lost = _joined(self._lost, frame.event)
+                self._lost = joined(self._lost, frame.event)
                 return
             self._lost, before = "", self._lost
             gone = self._frames.popleft().event if full else ""
@@ -79,7 +79,7 @@ class Inbox(Generic[T]):
             self._changed.notify_all()
 
 
-def _joined(first: str, second: str) -> str:
+def joined(first: str, second: str) -> str:
     """Both events, each reason once, the last eight: bounded, however long nobody takes a frame."""
     parts = dict.fromkeys(part for part in f"{first}; {second}".split("; ") if part)
     return "; ".join([*parts][-8:])
@@ -89,5 +89,5 @@ def _after(event: str, frame: T) -> T:
     """The frame with what happened before it."""
     if not event:
         return frame
-    made: T = dataclasses.replace(frame, event=_joined(event, frame.event))  # type: ignore[type-var]
+    made: T = dataclasses.replace(frame, event=joined(event, frame.event))  # type: ignore[type-var]
     return made

@@ -56,9 +56,11 @@ def _strided(graph: g.Graph) -> g.Graph:
     nodes: list[g.Node] = []
     for node in graph.nodes:
         if isinstance(node, g.QConvNode) and node.conv.groups == 1 and node.conv.rank == 2:
-            before, order = alone(node.inputs[0]), None
+            before: g.Node | None = alone(node.inputs[0])
+            order: np.ndarray | None = None
             if isinstance(before, g.ChannelsNode) and len(before.inputs) == 1:
-                before, order = alone(before.inputs[0]), np.asarray(before.index)
+                order = np.asarray(before.index)
+                before = alone(before.inputs[0])
             if isinstance(before, g.SpaceToDepthNode) and node.conv.dilation == (1, 1):
                 node = _over(node, before, order, graph.avals[before.inputs[0]].shape)
         nodes.append(node)

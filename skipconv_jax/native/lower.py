@@ -17,6 +17,7 @@ from skipconv_jax.ops.quantised import Grid
 from skipconv_jax.program import fold as g
 from skipconv_jax.transform import Rule
 
+FEW = 16  # channels from which on a tensor is stored in whole vectors without waste
 _FLIPPED = {"mul": "mul", "add": "add", "max": "max", "min": "min", "sub": "rsub", "div": "rdiv"}
 
 
@@ -58,7 +59,7 @@ class Lowering:
             raw = lower_quantised.enters_raw(c, [n for n in nodes if inside & set(n.inputs)])
             self.refs[ref] = self.builder.byte_input(h, w, c, grid, raw=raw, channels_first=first)
             return
-        raw = c < 16 and all(
+        raw = c < FEW and all(
             isinstance(n, g.ConvNode) and n.conv.groups == 1 and n.residual != ref for n in readers
         )
         self.refs[ref] = self.builder.input(h, w, c, raw=raw, channels_first=first)
@@ -250,6 +251,23 @@ def native_policy(node: g.ConvNode, rule: Rule) -> str:
     return policy
 
 
+def gate_values(gate: Gate, params: GateParams, taps: np.ndarray | None = None) -> np.ndarray:
+    """Parameters of a gate that the engine has, as `GateSpec.params` wants them.
+
+    Args:
+      gate: of the convolution.
+      params: of the gate.
+      taps: of the convolution, where rewriting moved them (see `ConvNode.taps`).
+    """
+    if type(gate) is AlwaysGate:
+        return np.zeros(1, np.float32)
+    if type(gate) is GumbelGate:
+        kernel = np.ravel(params["kernel"])
+        kernel = kernel if taps is None else kernel[taps]
+        return np.concatenate([np.ravel(params["bias"]), np.ravel(kernel)])
+    return np.asarray([float(params["threshold"])], np.float32)
+
+
 def gate_spec(node: g.ConvNode, gate: Gate, params: GateParams) -> GateSpec:
     """A gate as the engine takes it.
 
@@ -259,12 +277,8 @@ def gate_spec(node: g.ConvNode, gate: Gate, params: GateParams) -> GateSpec:
     if type(gate) is AlwaysGate:
         return GateSpec("always", block=gate.block)
     if type(gate) is GumbelGate:
-        kernel = np.ravel(params["kernel"])
-        if node.taps is not None:
-            kernel = kernel[node.taps]
-        flat = [np.ravel(params["bias"]), np.ravel(kernel)]
         kind = "magnitude" if gate.sees == "magnitude" else "linear"
-        return GateSpec(kind, np.concatenate(flat), gate.block)
+        return GateSpec(kind, gate_values(gate, params, node.taps), gate.block)
     if type(gate) not in (InputNormGate, OutputNormGate):
         raise ValueError(
             f"`gate` of {node.name!r} (={gate}) must be an InputNormGate, OutputNormGate, "
@@ -276,4 +290,4 @@ def gate_spec(node: g.ConvNode, gate: Gate, params: GateParams) -> GateSpec:
     factor = 1.0
     if type(gate) is OutputNormGate:
         factor = node.weights_mean if mean else node.weights_sum
-    return GateSpec("norm", [float(params["threshold"])], gate.block, factor, count)
+    return GateSpec("norm", gate_values(gate, params), gate.block, factor, count)

@@ -10,6 +10,9 @@ import hashlib
 import pathlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from skipconv_jax import whole_files
 
 CELL = 4  # side, in pixels, of the cells in which change is tracked
 PANEL = 32  # output channels of one packed weight panel
@@ -139,6 +142,26 @@ def pack(record: Sequence[str], values: Mapping[str, int | float | Sequence[int]
     return out
 
 
+def unpack(record: Sequence[str], words: Sequence[int] | Any) -> dict[str, Any]:
+    """The values that `pack` made these words of; arrays are tuples.
+
+    Raises:
+      ValueError: words of another length.
+    """
+    known = fields(record)
+    if len(words) != sum(size for _, size, _ in known):
+        raise ValueError(f"`words` (={len(words)} of them) must be {sum(s for _, s, _ in known)}.")
+    values, at = {}, 0
+    for name, size, kind in known:
+        code = f"<{size}{kind}"
+        row = struct.unpack(
+            code, struct.pack(f"<{size}i", *(int(w) for w in words[at : at + size]))
+        )
+        values[name] = row if size > 1 else row[0]
+        at += size
+    return values
+
+
 def names(enum: str) -> tuple[str, ...]:
     """Names of an enum in order of their values."""
     return ENUMS[enum][1]
@@ -212,5 +235,5 @@ def stale() -> str:
 
 
 if __name__ == "__main__":
-    header_path().write_text(header())
+    whole_files.write_text(header_path(), header())
     print(header_path())

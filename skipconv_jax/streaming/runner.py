@@ -51,12 +51,14 @@ class Runner:
       read: makes of the network's outputs what should leave the device (joints, not heatmaps).
       places: size of the map of where work was done, None for no map.
       guard: reset policies, made for the plan; None for none.
+      threads: of the native engine for a call, without a guard; 0 for as many as it has.
     """
 
     plan: Plan
     read: Callable[[Any], Any]
     places: tuple[int, int] | None = None
     guard: Guard | None = None
+    threads: int = 0
 
     def __post_init__(self) -> None:
         if self.guard is not None and self.guard.plan is not self.plan:
@@ -77,7 +79,7 @@ class Runner:
     def advance(self, constants: Constants, carry: Carry, x: Any) -> tuple[Carry, Reading]:
         """One frame; not compiled."""
         if self.guard is None:
-            y, carry, masks = self.plan.apply(carry, x, constants)
+            y, carry, masks = self.plan.apply(carry, x, constants, threads=self.threads)
             return carry, self._reading(y, masks)
         state, memory = carry
         y, state, memory, report = self.guard.advance(constants, state, memory, x)

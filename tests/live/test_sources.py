@@ -15,7 +15,7 @@ import pytest
 
 from skipconv_jax.live.address import Kind, kind, shown
 from skipconv_jax.live.camera import Camera, Rate, Retry
-from skipconv_jax.live.capture import CaptureError, Connection, Counts, Stalled, capture
+from skipconv_jax.live.capture import CaptureError, Connection, Counts, Shot, Stalled, capture
 from skipconv_jax.live.inbox import Inbox
 from tests.live.conftest import free_port, until, write_clip
 
@@ -362,3 +362,22 @@ def test_a_list_of_other_addresses_is_no_camera(tmp_path, mjpeg):
 
     with pytest.raises(CaptureError, match=r"can.t open http://127\.0\.0\.1"):
         list(capture(mjpeg(do_GET=do_GET), QUICK, Counts(), threading.Event()))
+
+
+def test_a_rate_leaves_frames_out_evenly_and_loses_no_event():
+    camera = Camera("test", "none", inbox=Inbox(64), rate=5, open_=_tenth_seconds)
+    camera.start()
+    until(lambda: camera.status().state == "ended")
+    shots = list(iter(camera.inbox.take, None))
+    assert [shot.number for shot in shots] == [0, 2, 4, 6, 8]
+    assert [shot.event for shot in shots] == ["connected", "", "third", "", ""]
+    status = camera.status()
+    assert (status.frames, status.thinned, status.dropped) == (10, 5, 0)
+    assert camera.stop()
+
+
+def _tenth_seconds(address, connection, counts, stop):
+    for number in range(10):
+        event = "third" if number == 3 else ""
+        counts.frames += 1
+        yield Shot(number, 0.0, 100 + number / 10, None, event, lambda: np.zeros((2, 2, 3)))

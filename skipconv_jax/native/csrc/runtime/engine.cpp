@@ -1,7 +1,7 @@
 // Runs a program; compiled once per instruction set, chosen at run time.
 #include <chrono>
 
-#include "ops/run.h"
+#include "ops/q_view.h"
 
 namespace skc {
 namespace SKC_ISA {
@@ -18,6 +18,18 @@ struct Kept {
 double seconds() {
   using namespace std::chrono;
   return duration<double>(steady_clock::now().time_since_epoch()).count();
+}
+
+// Output positions that the operation's items computed; those cut over channels count by their share.
+double positions(const Run& run, const Op& o) {
+  const int wide = o.kind == kQConv ? kBytePanel : kPanel;
+  const int panels = o.kind == kQConv && o.algo == kGrouped ? 1 : (run.call.tensors[o.out].Cs + wide - 1) / wide;
+  const bool cut = o.kind == kConv || o.kind == kQConv;
+  double sum = 0;
+  for (const Item& item : run.items)
+    if (item.action == kFire)
+      sum += (double)item.r.h() * item.r.w() * (cut ? (double)(item.p1 - item.p0) / panels : 1.);
+  return sum;
 }
 
 }  // namespace
@@ -42,7 +54,10 @@ void execute(const Call& call, Pool& pool) {
     }
     const bool leaves = op.kind == kOutput || op.kind == kQOutput;
     for (int s = 0; s < call.B && !leaves; s++) run.view(op.out, s).settle();
-    if (call.profile) call.profile[i] += seconds() - start;
+    if (call.profile) {
+      call.profile[2 * i] = seconds() - start;
+      call.profile[2 * i + 1] = positions(run, op);
+    }
   }
   for (int s = 0; s < call.B; s++) run.arena(s)[0] = 1.f;
 }

@@ -1,0 +1,340 @@
+"""The service: cameras in, one engine, answers out. All threads of it begin and end here.
+
+service = Service(engine, [(Camera(...), Watch(...)), ...], outlets)
+service.start(); service.wait(); service.stop()
+"""
+
+import collections
+import dataclasses
+import datetime
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from skipconv_jax.live.camera import Camera, Status
+from skipconv_jax.live.capture import CaptureError, Shot
+from skipconv_jax.live.changes import Changes
+from skipconv_jax.live.engine import Answer, Engine, boxes
+from skipconv_jax.live.inbox import joined
+from skipconv_jax.live.outlets import Outlet
+from skipconv_jax.live.regions import Ignore, Polygon, Zones
+from skipconv_jax.live.scheduler import Budget, Offer, Scheduler
+
+_log = logging.getLogger("skipconv_jax.live")
+WINDOW = 512  # answers that latencies and the shown cost look back on
+QUANTILES = (0.5, 0.95, 0.99)
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """What is wanted of a camera's frames; see `config.CameraPart`."""
+
+    priority: float = 1.0
+    ignore: Sequence[Polygon] = ()
+    zones: Mapping[str, Polygon] = dataclasses.field(default_factory=dict)
+    reset_every: int = 0
+    cuts: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """An answer as it went out.
+
+    Attributes:
+      row: its line.
+      image: the frame.
+      fired: see `engine.Answer`.
+    """
+
+    row: dict[str, Any]
+    image: np.ndarray
+    fired: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """A stream so far.
+
+    Attributes:
+      camera: how its source is.
+      answered: frames with an answer.
+      failed: frames that the network or their decoding failed on.
+      resets: answers to reference frames.
+      macs: shares of the dense network's multiply-accumulates, added up over all answers.
+      seconds: of computing, over all answers.
+      latency: seconds from a frame's arrival to its answer, at `QUANTILES` of the last 512.
+      costs: shares of the last answers, oldest first.
+      state_bytes: that it holds.
+    """
+
+    camera: Status
+    answered: int
+    failed: int
+    resets: int
+    macs: float
+    seconds: float
+    latency: tuple[float, ...]
+    costs: tuple[float, ...]
+    state_bytes: int
+
+
+class _Stream:
+    """A camera with all that is remembered of it; its fields are guarded by the service's lock."""
+
+    def __init__(self, camera: Camera, watch: Watch) -> None:
+        self.camera, self.watch = camera, watch
+        self.ignore, self.zones = Ignore(watch.ignore), Zones(watch.zones)
+        self.changes = Changes()
+        self.busy = False
+        self.reset = ""  # why its next frame is a reference frame
+        self.since = 0  # frames since the last one
+        self.looked: tuple[int, Offer, str] | None = None  # at which shot, what, and why
+        self.answered = self.failed = self.resets = 0
+        self.macs = self.seconds = 0.0
+        self.latency: collections.deque[float] = collections.deque(maxlen=WINDOW)
+        self.costs: collections.deque[float] = collections.deque(maxlen=WINDOW)
+        self.seen: Seen | None = None
+
+    def offer(self) -> Offer | None:
+        """The frame that waits, None if there is none or the stream is busy."""
+        shot = None if self.busy else self.camera.inbox.first()
+        if shot is None:
+            return None
+        if self.looked is None or self.looked[0] != shot.number:
+            change, cut = self.changes.look(shot.thumbnail)
+            why = joined(shot.event, "cut" if cut and self.watch.cuts else "")
+            self.looked = shot.number, Offer(self.camera.name, change, False), why
+        _, offer, why = self.looked
+        due = self.watch.reset_every and self.since >= self.watch.reset_every
+        full = bool(why or self.reset or due or not self.answered)
+        return dataclasses.replace(offer, full=full)
+
+    def take(self) -> tuple[Shot, str] | None:
+        """Takes the frame; with it, why it is a reference frame, '' if it is none."""
+        shot = self.camera.inbox.take()
+        if shot is None:
+            return None
+        cut = self.looked[2] if self.looked and self.looked[0] == shot.number else ""
+        due = self.watch.reset_every and self.since >= self.watch.reset_every
+        why = joined(joined(self.reset, shot.event), cut)
+        self.reset, self.busy = "", True
+        return shot, joined(why, "due" if due else "")
+
+
+class Service:
+    """Threads that take frames from cameras, run the engine, and hand answers to outlets.
+
+    Args:
+      engine: of the network.
+      streams: cameras, not yet started, and what is wanted of them.
+      outlets: for lines of JSON.
+      workers: frames computed at once.
+      whole_frames: a second, see `scheduler.Budget`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        streams: Sequence[tuple[Camera, Watch]],
+        outlets: Sequence[Outlet] = (),
+        workers: int = 1,
+        whole_frames: float = 0.0,
+    ) -> None:
+        self._engine, self.outlets = engine, tuple(outlets)
+        self._streams = {camera.name: _Stream(camera, watch) for camera, watch in streams}
+        priorities = {name: stream.watch.priority for name, stream in self._streams.items()}
+        self._scheduler = Scheduler(priorities, workers, Budget(whole_frames))
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._listeners: list[Callable[[Seen], None]] = []
+        for stream in self._streams.values():
+            stream.camera.on_wake(self.wake)
+        self._workers = [
+            threading.Thread(target=self._work, name=f"worker {n}", daemon=True)
+            for n in range(workers)
+        ]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the cameras, in order."""
+        return list(self._streams)
+
+    def wake(self) -> None:
+        """A camera has a frame, or another state: cameras call it."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def listen(self, listener: Callable[[Seen], None]) -> None:
+        """Calls it with every answer, on the worker's thread: it must not wait."""
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        """Begins."""
+        for worker in self._workers:
+            worker.start()
+        for stream in self._streams.values():
+            stream.camera.start()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits until every camera is over and answered, as files are; False if time was short."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: (
+                    self._stopping
+                    or all(s.camera.over and not s.busy for s in self._streams.values())
+                ),
+                seconds,
+            )
+
+    def stop(self) -> None:
+        """Ends all threads; answers that wait are written."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for stream in self._streams.values():
+            if not stream.camera.stop():
+                _log.warning("camera %s: its thread hangs and is left", stream.camera.name)
+        for worker in self._workers:
+            worker.join(30)
+        for outlet in self.outlets:
+            outlet.close()
+
+    def reset(self, name: str, why: str = "asked for") -> None:
+        """The stream's next frame becomes a reference frame.
+
+        Raises:
+          KeyError: no such camera.
+        """
+        with self._changed:
+            self._streams[name].reset = why
+            self._changed.notify_all()
+
+    def seen(self, name: str) -> Seen | None:
+        """The last answer of a camera.
+
+        Raises:
+          KeyError: no such camera.
+        """
+        return self._streams[name].seen
+
+    def figures(self) -> dict[str, Figures]:
+        """All streams so far."""
+        with self._changed:
+            return {name: self._figures(stream) for name, stream in self._streams.items()}
+
+    def _figures(self, stream: _Stream) -> Figures:
+        late = np.asarray(stream.latency)
+        quantiles = np.quantile(late, QUANTILES) if late.size else np.full(len(QUANTILES), np.nan)
+        return Figures(
+            stream.camera.status(),
+            stream.answered,
+            stream.failed,
+            stream.resets,
+            stream.macs,
+            stream.seconds,
+            tuple(float(q) for q in quantiles),
+            tuple(stream.costs),
+            self._engine.state_bytes(stream.camera.name),
+        )
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                taken = self._next()
+                while taken is None:
+                    if self._stopping:
+                        return
+                    # Where frames wait for the budget, time alone lets them go on.
+                    waits = self._scheduler.wait(time.monotonic())
+                    self._changed.wait(min(waits, 0.5) if waits else 0.5)
+                    taken = self._next()
+            stream, shot, why = taken
+            self._answer(stream, shot, why)
+
+    def _next(self) -> tuple[_Stream, Shot, str] | None:
+        if self._stopping:
+            return None
+        offers = [offer for s in self._streams.values() if (offer := s.offer()) is not None]
+        chosen = self._scheduler.pick(offers, time.monotonic()) if offers else None
+        if chosen is None:
+            return None
+        stream = self._streams[chosen.name]
+        taken = stream.take()
+        return None if taken is None else (stream, *taken)
+
+    def _answer(self, stream: _Stream, shot: Shot, why: str) -> None:
+        name, began = stream.camera.name, time.monotonic()
+        fresh = bool(why) or not stream.answered
+        try:
+            image = shot.pixels()
+            answer = self._engine.run(name, image, fresh, stream.ignore)
+            row = self._row(stream, shot, answer, image, why, began)
+        except CaptureError as error:
+            self._failed(stream, shot, str(error), why)
+            return
+        except Exception as error:  # one stream's trouble is not the others'
+            _log.exception("camera %s: frame %d failed", name, shot.number)
+            self._engine.forget(name)
+            self._failed(stream, shot, type(error).__name__, why)
+            return
+        seen = Seen(row, image, answer.fired)
+        self._publish(seen)
+        with self._changed:
+            stream.answered += 1
+            stream.since = 1 if fresh else stream.since + 1
+            stream.resets += fresh
+            stream.macs += answer.share
+            stream.seconds += answer.ms / 1e3
+            stream.latency.append(time.monotonic() - shot.arrived)
+            stream.costs.append(answer.share)
+            stream.changes.ran(shot.thumbnail)
+            stream.seen, stream.busy = seen, False
+            self._changed.notify_all()
+
+    def _row(
+        self, stream: _Stream, shot: Shot, answer: Answer, image: np.ndarray, why: str, began: float
+    ) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "camera": stream.camera.name,
+            "frame": shot.number,
+            "time": datetime.datetime.fromtimestamp(shot.time, datetime.UTC).isoformat(
+                timespec="milliseconds"
+            ),
+            "pts": shot.pts,
+            "size": [image.shape[1], image.shape[0]],
+            "waited_ms": round((began - shot.arrived) * 1e3, 2),
+            "ms": round(answer.ms, 2),
+            "gmac": answer.gmac,
+            "share": round(answer.share, 6),
+            **({"reset": why} if why else {}),
+            **answer.row,
+        }
+        if stream.watch.zones and "boxes" in answer.row:
+            row["zones"] = stream.zones.of(boxes(answer.row), image.shape)
+        row["latency_ms"] = round((time.monotonic() - shot.arrived) * 1e3, 2)
+        return row
+
+    def _failed(self, stream: _Stream, shot: Shot, reason: str, why: str) -> None:
+        row = {"camera": stream.camera.name, "frame": shot.number, "error": reason}
+        self._write(row)
+        with self._changed:
+            stream.failed += 1
+            # What was to be a reference frame is one still; so is what follows a failure.
+            stream.reset = joined(why, "after a failed frame")
+            stream.busy = False
+            self._changed.notify_all()
+
+    def _publish(self, seen: Seen) -> None:
+        self._write(seen.row)
+        for listener in self._listeners:
+            listener(seen)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        line = msgspec.json.encode(row) + b"\n"
+        for outlet in self.outlets:
+            outlet.put(str(row["camera"]), line)

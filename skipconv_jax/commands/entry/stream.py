@@ -21,6 +21,7 @@ from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.config import set_gate
 from skipconv_jax.streaming.sources import open_source
 from skipconv_jax.tasks import Experiment, build
+from skipconv_jax.tasks.given.experiment import GivenExperiment
 
 USAGE = "VIDEO (--config FILE [--checkpoint PATH] | --onnx FILE [--preset NAME]) [--gate NAME]"
 
@@ -41,7 +42,9 @@ _DRIFT = flags.DEFINE_integer(
 _BOUND = flags.DEFINE_float("drift_bound", 0.1, "relative error past which the stream is reset")
 _MOST = flags.DEFINE_integer("max_frames", 0, "stop after so many frames, 0 for all", lower_bound=0)
 _BOX = flags.DEFINE_list("box", None, "x1,y1,x2,y2 of the person; default the whole frame")
-_SCORE = flags.DEFINE_float("min_score", 0.2, "joints or boxes with less confidence are not drawn")
+_SCORE = flags.DEFINE_float(
+    "min_score", None, "joints or boxes with less confidence are left out; the preset's, else 0.2"
+)
 
 
 def _box() -> tuple[float, float, float, float] | None:
@@ -76,18 +79,20 @@ def main(argv: Sequence[str]) -> int:
             f"`arguments` (={list(argv[1:])}) must be one video file or folder of images."
         )
     source = open_source(argv[1])
+    experiment, label, weights, folder = _trained()
+    # Scores of detectors are not of one scale: what is sure, the preset knows.
+    sure = experiment.task.sure if isinstance(experiment, GivenExperiment) else 0.2
     settings = Settings(
         _PIECE.value,
         _RESET.value,
         _MOST.value,
         _box(),
-        _SCORE.value,
+        sure if _SCORE.value is None else _SCORE.value,
         _CUT.value,
         _DRIFT.value,
         _BOUND.value,
         running.ENGINE.value,
     )
-    experiment, label, weights, folder = _trained()
     out = Path(_OUT.value) if _OUT.value else folder / "stream" / source.path.stem
     summary = stream(experiment, with_gates(experiment, weights), source, out, settings)
     print(json.dumps({"weights": label, "out": str(out), **summary}, indent=1))

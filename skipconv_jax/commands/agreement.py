@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from skipconv_jax import macs
+from skipconv_jax import macs, whole_files
 from skipconv_jax.commands.evaluate import with_gates
 from skipconv_jax.data.video_labels import VideoLabels
 from skipconv_jax.plans import compile_plan
@@ -155,6 +155,7 @@ def compare(
     count: int,
     start: int,
     engine: str = "auto",
+    precision: str | None = None,
     labels: VideoLabels | None = None,
 ) -> Agreement:
     """Runs both over the same frames, without a reset.
@@ -165,7 +166,8 @@ def compare(
       source: of frames.
       count: most frames; 0 for all.
       start: first frame.
-      engine: of the skipped network; the dense one is XLA's.
+      engine: of the skipped network; the dense one is XLA's, in floats.
+      precision: of the skipped network, as for `compile_plan`.
       labels: of the video's frames, for a detector.
 
     Raises:
@@ -176,7 +178,8 @@ def compare(
     params = with_gates(experiment, weights)
     frames = _frames(experiment, source, count, start)
     images = frames.inputs
-    plan = compile_plan(experiment.traced_net(weights["model"]), params, images[0], engine=engine)
+    net = experiment.traced_net(weights["model"])
+    plan = compile_plan(net, params, images[0], engine=engine, precision=precision)
 
     def both(outputs: Any) -> Any:
         return outputs, experiment.read(outputs) if experiment.answers_for_labels else None
@@ -261,5 +264,5 @@ def write(found: Agreement, folder: Path) -> None:
     """`agreement.json` and `agreement.md`."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found.to_dict(), indent=1) + "\n"
-    (folder / "agreement.json").write_text(text, encoding="utf-8")
-    (folder / "agreement.md").write_text(report(found) + "\n", encoding="utf-8")
+    whole_files.write_text(folder / "agreement.json", text)
+    whole_files.write_text(folder / "agreement.md", report(found) + "\n")

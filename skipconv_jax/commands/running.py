@@ -4,6 +4,7 @@ from absl import flags
 
 from skipconv_jax.ops import POLICY_NAMES
 from skipconv_jax.plans import ENGINES
+from skipconv_jax.plans.base import PRECISIONS
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
 ENGINE = flags.DEFINE_enum(
@@ -15,4 +16,10 @@ POLICY = flags.DEFINE_enum(
     "closed_loop",
     POLICY_NAMES,
     "what residuals are taken against, unless a gate plan says; eval takes that of --config",
+)
+PRECISION = flags.DEFINE_enum(
+    "precision",
+    None,
+    PRECISIONS,
+    "int8 of a quantised network in stream and eval --video; default what it and the engine say",
 )

@@ -50,6 +50,11 @@ def main(argv: Sequence[str]) -> int:
     common.no_arguments(argv)
     if _BUDGET.value is None:
         raise ValueError("`budget` (=None) must be macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME.")
+    if running.PRECISION.value is not None:
+        raise ValueError(
+            f"`precision` (={running.PRECISION.value!r}) must be left out: thresholds are found in "
+            "floats."
+        )
     try:
         blocks = tuple(int(block) for block in _BLOCKS.value)
     except ValueError as error:

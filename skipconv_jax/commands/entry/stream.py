@@ -92,6 +92,7 @@ def main(argv: Sequence[str]) -> int:
         _DRIFT.value,
         _BOUND.value,
         running.ENGINE.value,
+        running.PRECISION.value,
     )
     out = Path(_OUT.value) if _OUT.value else folder / "stream" / source.path.stem
     summary = stream(experiment, with_gates(experiment, weights), source, out, settings)

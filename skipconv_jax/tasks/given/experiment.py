@@ -13,6 +13,7 @@ from skipconv_jax.tasks.given.keypoints import PoseGiven
 from skipconv_jax.tasks.given.network import Network, from_function, from_onnx
 from skipconv_jax.tasks.given.raw import RawGiven
 from skipconv_jax.tasks.given.segments import SegmentationGiven
+from skipconv_jax.transform import SAFE_GATE
 
 __all__ = [
     "TASKS",
@@ -30,9 +31,6 @@ _PIXELS: Mapping[str, Callable[..., GivenExperiment]] = {
     "segmentation": SegmentationGiven,
 }
 TASKS = ("detection", *_PIXELS)
-# The smallest absolute threshold that `benchmarks.defaults` was run with (32 frames a video): at
-# 1e-2 FastestDet hardly sees anything change.
-SAFE_THRESHOLD, SAFE_BLOCK = 1e-3, 4
 
 
 def given(
@@ -83,7 +81,7 @@ def configuration(
     config = base("given")
     with config.unlocked():
         config.input = ConfigDict({"height": network.size[0], "width": network.size[1]})
-        safe = {"name": "input_norm", "threshold": SAFE_THRESHOLD, "block": SAFE_BLOCK}
+        safe = {"name": "input_norm", **dataclasses.asdict(SAFE_GATE)}
         config.skip.gate = ConfigDict(safe, type_safe=False)
         config.skip.policy = policy or "closed_loop"
     return set_gate(config, *gate)

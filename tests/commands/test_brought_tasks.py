@@ -183,7 +183,7 @@ def test_average_precision_against_labels(detector, video, tmp_path):  # noqa: F
             weights = {"model": network.variables, "gates": {}}
             found.append(
                 agreement.compare(
-                    experiment, weights, Source(str(video)), 0, 0, "plain", labels
+                    experiment, weights, Source(str(video)), 0, 0, "plain", labels=labels
                 ).against_labels["ap"]
             )
         assert found[0] == pytest.approx((1.0, 1.0))
@@ -242,7 +242,7 @@ def test_labels_need_a_detector_and_its_classes(frames, detector, tmp_path):  # 
     experiment, network = _experiment(detector)
     weights = {"model": network.variables, "gates": {}}
     with pytest.raises(ValueError, match="must annotate frames of those compared"):
-        agreement.compare(experiment, weights, Source(str(frames)), 0, 4, "plain", labels)
+        agreement.compare(experiment, weights, Source(str(frames)), 0, 4, "plain", labels=labels)
 
 
 def test_commands_take_a_function(frames, tmp_path, capsys):

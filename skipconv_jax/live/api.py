@@ -213,6 +213,7 @@ class Server:
         self.address = f"http://{name}:{self._socket.getsockname()[1]}"
         settings = uvicorn.Config(
             made,
+            log_config=None,  # its own would close the handlers of everybody else
             log_level="warning",
             access_log=False,  # it would log what is asked for
             lifespan="off",

@@ -136,7 +136,8 @@ def test_figures_frames_and_resets(running):
 
 
 def test_metrics(running):
-    _, address = running
+    service, address = running
+    until(lambda: service.figures()["front"].camera.fps > 0)
     text = _get(address, "/metrics")[2].decode()
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
     for name in ("frames_total", "answers_total", "state_bytes", "fps", "mac_share", "live"):

@@ -2,11 +2,13 @@
 
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from skipconv_jax import checks, macs
 from skipconv_jax.ops import SkipState, init_state, skip_conv
@@ -81,7 +83,7 @@ class SkipNet:
         """
         if key is not None:
             checks.key("key", key)
-        gates, state = {}, {}
+        gates, blank = {}, {}
         sites = self._sites(variables, x, args)
         for index, (site, rule) in enumerate(self._ruled(sites)):
             if rule is None:
@@ -89,16 +91,9 @@ class SkipNet:
             conv = _conv_of(site)
             site_key = None if key is None else jax.random.fold_in(key, index)
             gates[site.name] = rule.gate.init(site_key, conv)
-            images = number_of_streams(x) * site.calls
-            state[site.name] = init_state(
-                {"kernel": jnp.zeros(site.kernel_shape, site.dtype)},
-                jnp.zeros((images, *site.in_shape), site.dtype),
-                **_geometry(conv),
-                gate=rule.gate,
-                policy=rule.policy,
-                streams=number_of_streams(x),
-            )
-        return {"model": variables, "gates": gates}, state
+            blank[site.name] = functools.partial(_blank, site, conv, rule, number_of_streams(x))
+        shapes = jax.eval_shape(lambda: {name: make() for name, make in blank.items()})
+        return {"model": variables, "gates": gates}, _unseen(shapes)
 
     def apply(
         self, params: NetParams, state: NetState, x: Any, *args: Any, rng: jax.Array | None = None
@@ -326,6 +321,39 @@ def _conv_of(site: Site) -> Conv:
     if site.conv is None:
         raise AssertionError(f"{site.name} is dense: {site.dense_because}")
     return site.conv
+
+
+def _blank(site: Site, conv: Conv, rule: Rule, streams: int) -> SkipState:
+    """State of a site's layer before its first frame."""
+    return init_state(
+        {"kernel": jnp.zeros(site.kernel_shape, site.dtype)},
+        jnp.zeros((streams * site.calls, *site.in_shape), site.dtype),
+        **_geometry(conv),
+        gate=rule.gate,
+        policy=rule.policy,
+        streams=streams,
+    )
+
+
+def _unseen(shapes: NetState) -> NetState:
+    """States of these shapes before a frame: zeros, fresh.
+
+    XLA compiles 50 ms for every new shape of zeros, so they come from NumPy; but inside a trace
+    that would make them constants of the program.
+    """
+    traced = isinstance(jnp.zeros(()), jax.core.Tracer)
+
+    def zeros(leaf: Any) -> jax.Array:
+        if traced:
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        return jax.device_put(np.zeros(leaf.shape, leaf.dtype), may_alias=False)
+
+    return {
+        name: dataclasses.replace(
+            jax.tree.map(zeros, state), fresh=jnp.logical_not(zeros(state.fresh))
+        )
+        for name, state in shapes.items()
+    }
 
 
 def _geometry(conv: Conv) -> dict[str, Any]:

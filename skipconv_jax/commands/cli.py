@@ -27,6 +27,7 @@ COMMANDS = {
     "serve": Command("skipconv_jax.commands.entry.serve", "live cameras through one network"),
     "calibrate": Command("skipconv_jax.commands.entry.calibrate", "thresholds for a budget"),
     "macs": Command("skipconv_jax.commands.entry.macs", "multiply-accumulates of every layer"),
+    "profile": Command("skipconv_jax.commands.entry.profile", "time of every operation"),
     "demo": Command("skipconv_jax.demo", "all of it on synthetic clips, in ten minutes"),
     "prepare": Command("skipconv_jax.data.prepare", "a downloaded data set as records"),
     "synthetic_pose": Command("skipconv_jax.data.synthetic_pose", "write clips of a figure"),

@@ -143,7 +143,7 @@ class Camera:
         # What ends by itself and has no more: a file that is over, stdin that was closed.
         self._once = kind(address) in (Kind.FRAMES, Kind.STDIN)
         self._counts, self._rate = Counts(), Rate()
-        self._state, self._reason = "connecting", ""
+        self._state, self._reason, self._said = "connecting", "", ""
         self._connections = self._stalls = 0
         self._last: float | None = None
         self._since = time.monotonic()
@@ -196,14 +196,14 @@ class Camera:
             self._rate.value(now),
         )
 
-    def _enter(self, state: str, reason: str = "") -> None:
-        self._state = state
-        self._reason = reason or self._reason
-        self._since = time.monotonic()
+    def _enter(self, state: str, reason: str = "", again: float = 0.0) -> None:
+        # The same failure again is no news: a camera may be off for months.
+        level = logging.WARNING if reason and reason != self._said else logging.INFO
+        self._said = "" if state == "live" else reason or self._said
+        self._state, self._since = state, time.monotonic()
         if reason:
-            _log.warning("camera %s: %s (%s)", self.name, state, reason)
-        else:
-            _log.info("camera %s: %s", self.name, state)
+            self._reason = f"{reason}; again in {again:.1f} s"
+        _log.log(level, "camera %s: %s%s", self.name, state, reason and f" ({self._reason})")
         self._wake()
 
     def _run(self) -> None:
@@ -221,7 +221,7 @@ class Camera:
             failures = 0 if lasted else failures
             delay = self._retry.delay(failures, chances.random())
             failures += 1
-            self._enter("waiting", f"{reason or 'the source ended'}; again in {delay:.1f} s")
+            self._enter("waiting", reason or "the source ended", delay)
             self._stop.wait(delay)
         self._enter("stopped")
 

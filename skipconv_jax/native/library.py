@@ -111,7 +111,7 @@ def status() -> str:
 
 
 class profile:
-    """Context in which each call times its operations; `seconds()` are those of the last call."""
+    """Context in which calls time their operations, to be read after each of them."""
 
     def __enter__(self) -> "profile":
         load().skipconv_profile(1, None, 0)
@@ -120,12 +120,19 @@ class profile:
     def __exit__(self, *_: object) -> None:
         load().skipconv_profile(0, None, 0)
 
+    def read(self) -> np.ndarray:
+        """Seconds and positions computed of every operation since the last reading, `(n, 2)`.
+
+        Of several programs, one behind the other as they ran.
+        """
+        lib = load()
+        out = np.zeros(lib.skipconv_profile(1, None, 0))
+        lib.skipconv_profile(1, out.ctypes.data_as(ctypes.POINTER(ctypes.c_double)), out.size)
+        return out.reshape(-1, 2)
+
     def seconds(self) -> np.ndarray:
-        """Seconds per operation of the program that ran last."""
-        n = load().skipconv_profile(1, None, 0)
-        out = np.zeros(n)
-        load().skipconv_profile(1, out.ctypes.data_as(ctypes.POINTER(ctypes.c_double)), n)
-        return out
+        """Seconds per operation, as `read`."""
+        return self.read()[:, 0]
 
     def __iter__(self) -> Iterator[float]:
         return iter(self.seconds())

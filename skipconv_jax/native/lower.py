@@ -16,6 +16,7 @@ from skipconv_jax.ops.gates import Gate, GateParams
 from skipconv_jax.program import fold as g
 from skipconv_jax.transform import Rule
 
+FEW = 16  # channels from which on a tensor is stored in whole vectors without waste
 _FLIPPED = {"mul": "mul", "add": "add", "max": "max", "min": "min", "sub": "rsub", "div": "rdiv"}
 
 
@@ -46,7 +47,7 @@ class Lowering:
     def input(self, ref: int, readers: Sequence[g.Node]) -> None:
         """A tensor that enters the program."""
         h, w, c = position_shape(self.avals[ref]) or (0, 0, 0)
-        raw = c < 16 and all(
+        raw = c < FEW and all(
             isinstance(n, g.ConvNode) and n.conv.groups == 1 and n.residual != ref for n in readers
         )
         first = ref in self.channels_first

@@ -10,6 +10,7 @@ import hashlib
 import pathlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 CELL = 4  # side, in pixels, of the cells in which change is tracked
 PANEL = 32  # output channels of one packed weight panel
@@ -128,6 +129,26 @@ def pack(record: Sequence[str], values: Mapping[str, int | float | Sequence[int]
         for v in [*row, *[0] * (size - len(row))]:
             out.append(struct.unpack("<i", struct.pack("<f", v))[0] if kind == "f" else int(v))
     return out
+
+
+def unpack(record: Sequence[str], words: Sequence[int] | Any) -> dict[str, Any]:
+    """The values that `pack` made these words of; arrays are tuples.
+
+    Raises:
+      ValueError: words of another length.
+    """
+    known = fields(record)
+    if len(words) != sum(size for _, size, _ in known):
+        raise ValueError(f"`words` (={len(words)} of them) must be {sum(s for _, s, _ in known)}.")
+    values, at = {}, 0
+    for name, size, kind in known:
+        code = f"<{size}{kind}"
+        row = struct.unpack(
+            code, struct.pack(f"<{size}i", *(int(w) for w in words[at : at + size]))
+        )
+        values[name] = row if size > 1 else row[0]
+        at += size
+    return values
 
 
 def names(enum: str) -> tuple[str, ...]:

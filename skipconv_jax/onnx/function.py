@@ -129,7 +129,8 @@ def load(
         names = [t.name for t in graph.inputs]
         raise ValueError(f"`shapes` names {extra}; the file's inputs are {names}.")
     arrays, program = Builder(graph, inputs).build()
-    variables = {name: jnp.asarray(narrow(array)) for name, array in arrays.items()}
+    # `jnp.asarray` compiles a copy for every new shape.
+    variables = {n: jax.device_put(narrow(a), may_alias=False) for n, a in arrays.items()}
     fn = OnnxFunction(
         tuple(inputs), tuple(o.name for o in graph.outputs), _quantisation(program), program
     )

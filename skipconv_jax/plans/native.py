@@ -8,7 +8,7 @@ the next program through a comparison with its previous value. `plan.report()` l
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from skipconv_jax import macs
 from skipconv_jax.native import library, schema
 from skipconv_jax.native.builder import ProgramBuilder
 from skipconv_jax.native.lower import (
+    FEW,
     Lowering,
     gate_spec,
     scaled_inputs,
@@ -236,7 +237,10 @@ class NativePlan(Plan):
             f"{self.state_bytes() / 1e6:.1f} MB of state per stream"
         ]
         others = [*self.before, *(n for s in self.segments for n in s.after)]
-        lines += [f"XLA: {why_not(n, self.graph.avals)} (tensor {n.output})" for n in others]
+        lines += [
+            f"XLA: {why_not(n, self.graph.avals) or 'goes on with a frame'} (tensor {n.output})"
+            for n in others
+        ]
         return "\n".join(lines)
 
     def first_layer(self) -> FirstLayer:
@@ -431,13 +435,15 @@ def _partition(graph: g.Graph) -> tuple[list[g.Node], list[_Segment]]:
     inside: dict[int, int] = {}  # program that makes it
     before: list[g.Node] = []
     segments: list[_Segment] = []
+    made: set[int] = set()  # by XLA before the first program
     for node in graph.nodes:
-        if why_not(node, graph.avals):
+        if _continues(node, graph, made) or why_not(node, graph.avals):
             time = max((done[r] for r in node.inputs), default=-1)
             (before if time < 0 else segments[time].after).append(node)
             refs = node.outputs if isinstance(node, g.OtherNode) else (node.output,)
             for ref in refs:
                 program[ref], done[ref] = time + 1, time
+            made.update(refs if time < 0 else ())
             continue
         at = max(program[r] for r in node.inputs)
         while len(segments) <= at:
@@ -446,6 +452,18 @@ def _partition(graph: g.Graph) -> tuple[list[g.Node], list[_Segment]]:
         program[node.output] = done[node.output] = inside[node.output] = at
     _connect(graph, segments, inside)
     return before, segments
+
+
+def _continues(node: g.Node, graph: g.Graph, made: Collection[int]) -> bool:
+    """Whether XLA, which makes the frame, goes on to scale it.
+
+    A frame of a few channels enters a program as it is if convolutions alone read it; any other
+    operation wants channels in whole vectors, of which a frame fills a fifth.
+    """
+    if not isinstance(node, g.AffineNode | g.UnaryNode) or node.inputs[0] not in made:
+        return False
+    shape = position_shape(graph.avals[node.output])
+    return shape is not None and shape[2] < FEW
 
 
 def _connect(graph: g.Graph, segments: list[_Segment], inside: Mapping[int, int]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("onnx")
 
+from skipconv_jax import native
 from skipconv_jax.commands import agreement, cli
 from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.streaming.sources import Source
@@ -113,3 +114,17 @@ def test_tasks_and_presets_that_do_not_fit(detector):
         given(network, "detection", None, config)
     with pytest.raises(ValueError, match="must be given for detection, and not for 'raw'"):
         given(network, "raw", "yolox", config)
+
+
+@pytest.mark.skipif(not native.available(), reason="the native engine is not built")
+def test_profile_shows_operations_and_draws_them(detector, video, tmp_path, capsys):
+    picture = tmp_path / "out" / "timeline.png"
+    given = ["profile", "--onnx", str(detector), "--size", *map(str, SIZE), "--frames", "3"]
+    given += ["--preset", "fastestdet", "--video", str(video), "--out", str(picture)]
+    assert cli.main(given) == 0
+    text = capsys.readouterr().out
+    assert "direct 16x16 /16" in text
+    assert "3 frames of" in text
+    assert cv2.imread(str(picture)).shape[2] == 3
+    assert cli.main([*given[:6], "--frames", "0"]) == 2
+    assert "`frames` (=0)" in capsys.readouterr().err

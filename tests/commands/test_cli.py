@@ -32,7 +32,9 @@ def test_an_unknown_command_lists_the_known_ones(capsys):
     assert "`command` (='trian') must be one of train, eval, stream" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["macs", "demo", "prepare", "synthetic_pose", "synthetic_traffic"])
+@pytest.mark.parametrize(
+    "name", ["macs", "profile", "demo", "prepare", "synthetic_pose", "synthetic_traffic"]
+)
 def test_commands_without_absl_say_how_to_call_them(capsys, name):
     module = importlib.import_module(cli.COMMANDS[name].module)
     assert not hasattr(module, "USAGE")

@@ -132,6 +132,15 @@ def test_a_server_that_is_killed_and_comes_back(rtsp, clip):
     assert seen.camera.status().state == "stopped"
 
 
+def test_the_same_failure_is_logged_once(caplog):
+    port = free_port()
+    with Collected(f"http://127.0.0.1:{port}/video") as seen:
+        until(lambda: [r for r in caplog.records if r.levelname == "WARNING"])
+        until(lambda: seen.camera.status().reason.endswith("again in 0.2 s"))
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+
+
 def test_a_stream_that_changes_its_size(rtsp, tmp_path):
     write_clip(tmp_path / "part0.h264", form="h264", frames=10)
     write_clip(tmp_path / "part1.h264", form="h264", frames=10, size=(64, 96))

@@ -55,3 +55,12 @@ def test_program_of_another_format_is_refused() -> None:
     for bad in (words.at[0].add(1), words[:-1]):
         with pytest.raises(Exception, match="not a program of this version"):
             program.apply((bad, weights, gates), program.init_state(1), frame)
+
+
+def test_unpack_is_the_inverse_of_pack():
+    values = {"kind": 3, "a0": -0.5, "src": [7, 8, 9], "table": -1}
+    found = schema.unpack(schema.OP, schema.pack(schema.OP, values))
+    assert (found["kind"], found["a0"], found["table"]) == (3, -0.5, -1)
+    assert found["src"] == (7, 8, 9, 0, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match="`words`"):
+        schema.unpack(schema.OP, [0])

@@ -1,7 +1,10 @@
 #include "runtime/dispatch.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -66,15 +69,16 @@ RunFn run_fn() {
 }
 
 thread_local std::vector<double> g_profile;
-std::vector<double> g_last_profile;
-bool g_profiling = false;
+std::mutex g_log_lock;
+std::vector<double> g_log;  // of all calls since it was last read
+std::atomic<bool> g_profiling{false};
 
 }  // namespace
 
 void run(Call& call) {
   Pool& pool = Pool::shared();
   if (g_profiling) {
-    g_profile.assign(call.head->n_ops, 0.0);
+    g_profile.assign(2 * call.head->n_ops, 0.0);
     call.profile = g_profile.data();
   }
   // A second concurrent caller computes on its own thread rather than wait for the workers.
@@ -83,10 +87,13 @@ void run(Call& call) {
     pool.begin(call.threads);
     run_fn()(call, pool);
     pool.end();
-    if (g_profiling) g_last_profile = g_profile;
   } else {
     Pool alone;
     run_fn()(call, alone);
+  }
+  if (call.profile) {
+    std::lock_guard<std::mutex> log(g_log_lock);
+    g_log.insert(g_log.end(), g_profile.begin(), g_profile.end());
   }
 }
 
@@ -96,11 +103,18 @@ void run(Call& call) {
 extern "C" {
 int skipconv_isa() { return skc::isa_in_use(); }
 int skipconv_threads() { return skc::default_threads(); }
-// Turns timing per operation on or off; returns how many operations the last call timed.
+// Turns timing per operation on or off; returns how many numbers calls left since they were last
+// taken, and takes them, {seconds, positions computed} per operation, if `out` has room for all.
 int skipconv_profile(int on, double* out, int n) {
   skc::g_profiling = on != 0;
-  for (int i = 0; i < n && i < (int)skc::g_last_profile.size(); i++) out[i] = skc::g_last_profile[i];
-  return (int)skc::g_last_profile.size();
+  std::lock_guard<std::mutex> log(skc::g_log_lock);
+  const int have = (int)skc::g_log.size();
+  if (!on) skc::g_log.clear();
+  if (out && n >= have) {
+    std::copy(skc::g_log.begin(), skc::g_log.end(), out);
+    skc::g_log.clear();
+  }
+  return have;
 }
 }
 #pragma GCC visibility pop

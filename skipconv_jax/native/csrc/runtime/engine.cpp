@@ -20,6 +20,16 @@ double seconds() {
   return duration<double>(steady_clock::now().time_since_epoch()).count();
 }
 
+// Output positions that the operation's items computed; those cut over channels count by their share.
+double positions(const Run& run, const Op& o) {
+  const int panels = (run.call.tensors[o.out].Cs + kPanel - 1) / kPanel;
+  double sum = 0;
+  for (const Item& item : run.items)
+    if (item.action == kFire)
+      sum += (double)item.r.h() * item.r.w() * (o.kind == kConv ? (double)(item.p1 - item.p0) / panels : 1.);
+  return sum;
+}
+
 }  // namespace
 
 void execute(const Call& call, Pool& pool) {
@@ -38,7 +48,10 @@ void execute(const Call& call, Pool& pool) {
       default: run_pixels(run, op);
     }
     for (int s = 0; s < call.B && op.kind != kOutput; s++) run.view(op.out, s).settle();
-    if (call.profile) call.profile[i] += seconds() - start;
+    if (call.profile) {
+      call.profile[2 * i] = seconds() - start;
+      call.profile[2 * i + 1] = positions(run, op);
+    }
   }
   for (int s = 0; s < call.B; s++) run.arena(s)[0] = 1.f;
 }

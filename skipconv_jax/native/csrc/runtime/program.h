@@ -22,7 +22,7 @@ struct Call {
   bool kept;     // out holds the last frame's results: only what changed is written
   float* masks;  // (B, head->masks)
   int threads;
-  double* profile;  // seconds per operation, or null
+  double* profile;  // per operation seconds and positions computed, or null
 };
 
 // Header, tensors, operations and table of a program of `n` words; false if it is none of this format.

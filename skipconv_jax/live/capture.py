@@ -155,9 +155,7 @@ def _open(
         options["protocol_whitelist"] = _PROTOCOLS[what]
         options["analyzeduration"] = "1000000"
     if what is Kind.RTSP:
-        # What arrives while the sizes are found out is old by then.
-        options |= {"fflags": "nobuffer", "rtsp_transport": connection.transport}
-        options["allowed_media_types"] = "video"
+        options |= {"rtsp_transport": connection.transport, "allowed_media_types": "video"}
     if what is Kind.HTTP:
         options["format_whitelist"] = _FORMATS
     if what is Kind.V4L2:

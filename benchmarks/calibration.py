@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 
 from benchmarks.policy_data import arguments, headline, labelled, left_dense, network, save
-from skipconv_jax import skip
+from skipconv_jax import skip, whole_files
 from skipconv_jax.commands.calibrate import accuracy
 from skipconv_jax.ops import POLICIES, POLICY_NAMES, InputNormGate, OutputNormGate
 from skipconv_jax.tuning import Budget, Measured, Runner, choose, measure_sensitivity
@@ -142,7 +142,8 @@ def _report(points: list[dict[str, Any]], args: Any, figure: str, best: float) -
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend()
-    shown.savefig(args.out / f"calibration_{args.name}.png", dpi=110)
+    with whole_files.writing(args.out / f"calibration_{args.name}.png") as partial:
+        shown.savefig(partial, dpi=110)
 
 
 if __name__ == "__main__":

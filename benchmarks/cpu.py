@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import clips
 from benchmarks.peers import RUNNERS, Runner, without_flattening
-from skipconv_jax import native, skip
+from skipconv_jax import native, skip, whole_files
 from skipconv_jax.models import efficientdet, hrnet_w32, init_variables
 from skipconv_jax.ops import POLICIES, InputNormGate
 from skipconv_jax.plans import compile_plan
@@ -274,7 +274,7 @@ def main() -> None:
     print(text)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
+        whole_files.write_text(args.out, text)
 
 
 if __name__ == "__main__":

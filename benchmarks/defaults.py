@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from skipconv_jax import macs, skip
+from skipconv_jax import macs, skip, whole_files
 from skipconv_jax.ops import POLICIES, InputNormGate
 from skipconv_jax.program.canonical import for_this_backend
 from skipconv_jax.program.walk import Site, Visitor, evaluate
@@ -195,7 +195,7 @@ def page(rows: Sequence[Row], out: Path) -> None:
         f"multiply-accumulates.\n\n![AP agreement against MAC reduction](defaults.png)\n\n"
         + markdown(header, body, left=3)
     )
-    out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    whole_files.write_text(out.with_suffix(".md"), text + "\n")
     figure, axes = plt.subplots(1, len(cases), figsize=(4 * len(cases), 4), squeeze=False)
     for axis, (network, video) in zip(axes[0], cases, strict=True):
         lines: dict[tuple[str, int, str], list[Row]] = {}
@@ -212,7 +212,8 @@ def page(rows: Sequence[Row], out: Path) -> None:
     axes[0][0].set_ylabel("AP agreement with dense")
     axes[0][-1].legend(fontsize=6)
     figure.tight_layout()
-    figure.savefig(out.with_suffix(".png"), dpi=110)
+    with whole_files.writing(out.with_suffix(".png")) as partial:
+        figure.savefig(partial, dpi=110)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipconv_jax import macs, skip
+from skipconv_jax import macs, skip, whole_files
 from skipconv_jax.models.efficientdet import efficientdet
 from skipconv_jax.models.hrnet import hrnet_small, hrnet_w32
 from skipconv_jax.models.initialize import init_variables
@@ -261,7 +261,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             for streams in args.streams:
                 rows += measure(name, dtype, streams, args.activity, args, tops[dtype])
     if args.json is not None:
-        args.json.write_text(json.dumps({"device": device.device_kind, "rows": rows}, indent=1))
+        whole_files.write_text(
+            args.json, json.dumps({"device": device.device_kind, "rows": rows}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from skipconv_jax import whole_files
 from skipconv_jax.config import load
 from skipconv_jax.data.pipeline import make_train_iterator
 from skipconv_jax.data.prepare import prepare
@@ -128,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
           f"{config.dense.clip_length} frames")  # fmt: skip
     print(table(rows))
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        whole_files.write_text(args.json, json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipconv_jax import native
+from skipconv_jax import native, whole_files
 from skipconv_jax.models import hrnet_w32, init_variables
 from skipconv_jax.native import ConvSpec, GateSpec, Program, ProgramBuilder
 from skipconv_jax.ops import InputNormGate, Previous, init_state, skip_conv
@@ -215,7 +215,8 @@ def chart(curves: dict[str, list[float]], path: Path) -> None:
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.25)
     axis.legend()
-    figure.savefig(path, dpi=110)
+    with whole_files.writing(path) as partial:
+        figure.savefig(partial, dpi=110)
     plt.close(figure)
 
 
@@ -236,7 +237,9 @@ def main() -> None:
     sums = [[name, *(f"{v:.2f}" for v in values)] for name, values in curves.items()]
     print(markdown(["all layers, ms", *(f"{s:.1%}" for s in SHARES)], sums))
     if args.json:
-        args.json.write_text(json.dumps({"rows": rows, "totals": curves}, indent=1) + "\n")
+        whole_files.write_text(
+            args.json, json.dumps({"rows": rows, "totals": curves}, indent=1) + "\n"
+        )
     if args.chart:
         chart(curves, args.chart)
 

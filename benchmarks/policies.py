@@ -32,7 +32,7 @@ from benchmarks.policy_data import (
     squares,
     video,
 )
-from skipconv_jax import macs, skip
+from skipconv_jax import macs, skip, whole_files
 from skipconv_jax.ops import POLICIES, InputNormGate
 from skipconv_jax.viz.tables import markdown
 
@@ -207,7 +207,8 @@ def _plot(points: list[dict[str, Any]], figure: str, path: Path) -> None:
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     axes[1, 0].legend(fontsize=7)
-    shown.savefig(path, dpi=110)
+    with whole_files.writing(path) as partial:
+        shown.savefig(partial, dpi=110)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipconv_jax import config as configs
+from skipconv_jax import whole_files
 from skipconv_jax.commands.calibrate import first_frames, judge
 from skipconv_jax.commands.common import load_weights
 from skipconv_jax.streaming.sources import Source
@@ -103,6 +104,6 @@ def relative(error: np.ndarray, size: np.ndarray) -> float:
 def save(out: Path, name: str, text: str, data: Any) -> None:
     """Prints a table and writes it with its figures."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-    (out / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    whole_files.write_text(out / f"{name}.md", text + "\n")
+    whole_files.write_text(out / f"{name}.json", json.dumps(data, indent=1) + "\n")
     print(text)

@@ -19,7 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.onnx_files import openvino_request
-from skipconv_jax import ClosedLoop, InputNormGate, compile_plan, macs, native, onnx, skip
+from skipconv_jax import (
+    ClosedLoop,
+    InputNormGate,
+    compile_plan,
+    macs,
+    native,
+    onnx,
+    skip,
+    whole_files,
+)
 from skipconv_jax.plans import Plan
 from skipconv_jax.presets import PRESETS
 from skipconv_jax.streaming.sources import Source
@@ -97,7 +106,7 @@ def main() -> None:
     print(text)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
+        whole_files.write_text(args.out, text)
 
 
 def peers(network: pathlib.Path, frame: jax.Array, threads: int) -> dict[str, Callable[[], Any]]:

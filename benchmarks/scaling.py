@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import clips
 from benchmarks.cpu import SIZES, Contest, make_model, make_variables, time_peer
 from benchmarks.peers import onnxruntime_runner, without_flattening
-from skipconv_jax import native, skip
+from skipconv_jax import native, skip, whole_files
 from skipconv_jax.ops import POLICIES, InputNormGate
 from skipconv_jax.plans import compile_plan
 from skipconv_jax.plans.native import NativePlan
@@ -150,7 +150,7 @@ def main() -> None:
     ]
     print(f"{args.model}, policy {args.policy}, {native.isa()}\n\n{table(rows)}")
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        whole_files.write_text(args.json, json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

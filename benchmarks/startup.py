@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from skipconv_jax import whole_files
 from skipconv_jax.viz.tables import markdown
 
 WAYS = ("native plan", "net.apply", "XLA dense", "onnxruntime", "OpenVINO f32")
@@ -110,7 +111,7 @@ def _write_onnx(name: str, path: str) -> None:
 
     model, variables, frame = _network(name)
     traced = graph.build(model.apply, variables, frame)
-    pathlib.Path(path).write_bytes(onnx_model(without_flattening(traced)))
+    whole_files.write_bytes(path, onnx_model(without_flattening(traced)))
 
 
 def _child(*arguments: str, cache: str | None = None) -> dict[str, float]:
@@ -176,7 +177,7 @@ def main() -> None:
     rows = measure(args.model)
     print(f"{args.model}, batch 1, float32\n\n{table(rows)}")
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        whole_files.write_text(args.json, json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import matplotlib
 import numpy as np
 
 from benchmarks.policy_data import Clip, arguments, network, save, video
-from skipconv_jax import macs, skip
+from skipconv_jax import macs, skip, whole_files
 from skipconv_jax.data.clips import mask_boxes
 from skipconv_jax.data.jhmdb_folder import JhmdbFolder
 from skipconv_jax.data.synthetic_pose import Scene, render_clip
@@ -274,7 +274,8 @@ def _plot(points: list[dict[str, Any]], path: Path) -> None:
     for panel in axes.flat[len(curves) :]:
         panel.set_axis_off()
     axes.flat[0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    with whole_files.writing(path) as partial:
+        figure.savefig(partial, dpi=110)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,12 @@ def digest(value: Any) -> str:
         elif isinstance(part, list | tuple):
             for item in part:
                 add(item)
+        elif dataclasses.is_dataclass(part):
+            add([getattr(part, field.name) for field in dataclasses.fields(part)])
         elif hasattr(part, "shape"):
             array = np.asarray(part)
+            if array.dtype.hasobject:  # its bytes are addresses
+                raise TypeError(f"a {type(part).__name__} has no digest")
             sha.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
         else:
             sha.update(repr(part).encode())

@@ -23,6 +23,7 @@ from paper.phases import trained_weights
 from paper.report import Claim, Report, best_at
 from paper.setting import ROOT, Row, Setting, command
 from skipconv_jax import config as configs
+from skipconv_jax import whole_files
 from skipconv_jax.commands.baselines import evaluate_baseline
 from skipconv_jax.commands.evaluate import (
     Result,
@@ -274,7 +275,8 @@ def plot(sizes: dict[str, tuple[Row, dict[str, list[Row]]]], path: Path) -> None
         axis.set_xlim(left=0)
         axis.grid(alpha=0.25)
     axes[0][0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    with whole_files.writing(path) as partial:
+        figure.savefig(partial, dpi=110)
     plt.close(figure)
 
 

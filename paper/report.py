@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from paper.setting import SEEDS, Row, Setting, commit
+from skipconv_jax import whole_files
 from skipconv_jax.viz.tables import markdown
 
 matplotlib.use("Agg")
@@ -83,7 +84,7 @@ class Report:
         text += [f"![{name}]({name})" for name in pictures]
         seeds = ", ".join(map(str, setting.seeds))
         text += ["", f"Command: `{command}`; commit {commit()}; seeds {seeds}.", ""]
-        (setting.out / f"{self.name}.md").write_text("\n".join(text), encoding="utf-8")
+        whole_files.write_text(setting.out / f"{self.name}.md", "\n".join(text))
         payload = {
             "command": command,
             "commit": commit(),
@@ -97,7 +98,7 @@ class Report:
             ],
         }
         path = setting.out / f"{self.name}.json"
-        path.write_text(json.dumps(payload, indent=1) + "\n", encoding="utf-8")
+        whole_files.write_text(path, json.dumps(payload, indent=1) + "\n")
         print(table)
 
 
@@ -127,7 +128,8 @@ def curves(
     axis.set_xlim(left=0)
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    with whole_files.writing(path) as partial:
+        figure.savefig(partial, dpi=110)
     plt.close(figure)
 
 
@@ -148,7 +150,8 @@ def grouped_bars(groups: Mapping[str, Mapping[str, float]], path: Any, ylabel: s
     axis.set_xticks(range(len(names)), names, rotation=20)
     axis.set_ylabel(ylabel)
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    with whole_files.writing(path) as partial:
+        figure.savefig(partial, dpi=110)
     plt.close(figure)
 
 

@@ -16,7 +16,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from skipconv_jax import SkipNet
+from skipconv_jax import SkipNet, whole_files
 from skipconv_jax import config as configs
 from skipconv_jax.data import synthetic_pose
 from skipconv_jax.data.clips import PoseClip
@@ -127,9 +127,7 @@ class Setting:
         print(f"--- {key}", file=sys.stderr, flush=True)
         row = compute()
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        whole_files.write_text(path, json.dumps(row, indent=1) + "\n")
         return row
 
     @functools.cached_property

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from skipconv_jax.ops.skip_conv import init_state, skip_conv
     from skipconv_jax.plans import Plan, compile_plan
+    from skipconv_jax.quantising import quantize
     from skipconv_jax.streaming.guards import Drift, Every, Guard, SceneCut
     from skipconv_jax.streaming.runner import make_streamer
     from skipconv_jax.transform import Rule, SkipNet, skip
@@ -67,6 +68,7 @@ __all__ = [
     "onnx",
     "ops",
     "plans",
+    "quantize",
     "skip",
     "skip_conv",
     "streaming",
@@ -83,6 +85,7 @@ _HOMES = {
     ),
     "ops.skip_conv": "init_state skip_conv",
     "plans": "Plan compile_plan",
+    "quantising": "quantize",
     "streaming.guards": "Drift Every Guard SceneCut",
     "streaming.runner": "make_streamer",
     "transform": "Rule SkipNet skip",

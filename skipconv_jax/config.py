@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from skipconv_jax import Rule
+from skipconv_jax import Rule, whole_files
 from skipconv_jax.entries import find
 from skipconv_jax.ops import (
     POLICIES,
@@ -295,7 +295,7 @@ def check_unchanged(config: ConfigDict, path: Path, ignore: tuple[str, ...]) -> 
                 + ". Undo the change or use another --workdir."
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    whole_files.write_text(path, json.dumps(now, indent=1, sort_keys=True) + "\n")
 
 
 def _covers(names: Sequence[str], key: str) -> bool:

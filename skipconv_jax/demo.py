@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from skipconv_jax import whole_files
+
 CONFIG = "hrnet_synthetic"
 # The paper's claim, at the demo's scale: as good as dense within a point, at a third of the cost.
 _LEAST_DENSE, _MOST_LOST, _LEAST_REDUCTION = 0.90, 0.01, 3.0
@@ -83,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         seconds[command[0]] = seconds.get(command[0], 0.0) + time.monotonic() - since
     table, reached = summary(options.workdir, seconds)
-    (options.workdir / "demo.md").write_text(table, encoding="utf-8")
+    whole_files.write_text(options.workdir / "demo.md", table)
     print(f"\n{table}\nPictures: {options.workdir}/firing.png and {options.workdir}/stream/")
     return 0 if reached else 1
 

@@ -14,7 +14,7 @@ import skipconv_jax
 
 PACKAGE = Path(skipconv_jax.__file__).parent
 ROOT = PACKAGE.parent
-EVERYBODY = {"checks", "entries", "extras", "json_files", "moved", "trusted"}
+EVERYBODY = {"checks", "entries", "extras", "json_files", "moved", "trusted", "whole_files"}
 OURS = ("skipconv_jax", "benchmarks", "paper")
 ENTRIES = {"__main__", "demo", "commands", "skipconv_jax"}
 
@@ -25,6 +25,7 @@ LAYERS = {
     "transform": ("ops program macs", "skips a program's sites; it is one way to run them"),
     "native": ("ops program transform", "the CPU engine; it knows programs, not tasks"),
     "onnx": ("ops program", "a file as a function; what is done with it is the user's"),
+    "quantising": ("ops program", "another network from a float one; what runs it is a plan's"),
     "presets": ("", "what a detector's input and outputs mean, as data and pure functions"),
     "plans": ("ops program macs transform native", "a network on an engine, whatever it is for"),
     "warp": ("ops program transform", "policies of moving cameras, by the public seams"),

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from skipconv_jax import macs
+from skipconv_jax import macs, whole_files
 from skipconv_jax.commands.evaluate import with_gates
 from skipconv_jax.plans import compile_plan
 from skipconv_jax.program.canonical import for_this_backend
@@ -171,5 +171,5 @@ def write(found: Agreement, folder: Path) -> None:
     """`agreement.json` and `agreement.md`."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found.to_dict(), indent=1) + "\n"
-    (folder / "agreement.json").write_text(text, encoding="utf-8")
-    (folder / "agreement.md").write_text(report(found) + "\n", encoding="utf-8")
+    whole_files.write_text(folder / "agreement.json", text)
+    whole_files.write_text(folder / "agreement.md", report(found) + "\n")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from skipconv_jax import macs
+from skipconv_jax import macs, whole_files
 from skipconv_jax.plans import Plan, compile_plan
 from skipconv_jax.program.canonical import for_this_backend
 from skipconv_jax.streaming.runner import Runner, Streamer
@@ -297,5 +297,5 @@ def write(
         "results": [result.to_dict() for result in results],
         "config": json.loads(config.to_json_best_effort()),
     }
-    (folder / "eval.json").write_text(json.dumps(payload, indent=1) + "\n", encoding="utf-8")
-    (folder / "eval.md").write_text(report(experiment, results) + "\n", encoding="utf-8")
+    whole_files.write_text(folder / "eval.json", json.dumps(payload, indent=1) + "\n")
+    whole_files.write_text(folder / "eval.md", report(experiment, results) + "\n")

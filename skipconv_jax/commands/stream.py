@@ -11,7 +11,7 @@ import cv2
 import jax
 import numpy as np
 
-from skipconv_jax import macs
+from skipconv_jax import macs, whole_files
 from skipconv_jax.plans import compile_plan
 from skipconv_jax.streaming.guards import Drift, Guard, SceneCut
 from skipconv_jax.streaming.runner import Reading, Runner
@@ -258,7 +258,7 @@ def stream(
             failure = error
     totals = summary.to_dict(dense, runner.table.gate_macs / macs.GIGA)
     totals["engine"] = runner.engine
-    (out / "summary.json").write_text(json.dumps(totals, indent=1) + "\n", encoding="utf-8")
+    whole_files.write_text(out / "summary.json", json.dumps(totals, indent=1) + "\n")
     if summary.frames:
         stream_chart(bins.rows(), dense, out / "chart.png")
         draw.save(str(out / "sheet.png"), draw.contact_sheet(sheet.images, columns=4))

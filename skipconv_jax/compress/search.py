@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
+from skipconv_jax import whole_files
 from skipconv_jax.compress.kernels import Kernel, get, replaced
 from skipconv_jax.compress.svd import Factor, approximate, factored_macs, largest_rank, why_not
 
@@ -191,14 +192,14 @@ class _Cache:
             self._read(path, fingerprint)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"of": fingerprint}) + "\n", encoding="utf-8")
+            whole_files.write_text(path, json.dumps({"of": fingerprint}) + "\n")
 
     def _read(self, path: Path, fingerprint: str) -> None:
         text = path.read_text(encoding="utf-8")
         # A kill may have left half a line: it is cut off, so that the next one starts whole.
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
-            path.write_text(whole, encoding="utf-8")
+            whole_files.write_text(path, whole)
         head, *rows = [json.loads(line) for line in whole.splitlines()] or [{}]
         if head.get("of") != fingerprint:
             raise ValueError(

@@ -26,6 +26,9 @@ from skipconv_jax.data.labelled_videos import BoxTrack, VideoWindow, make_track
 from skipconv_jax.data.skeleton import JOINTS
 from skipconv_jax.json_files import Finite, Int32, JsonError, Positive
 
+# What file systems take.
+_LONGEST_PATH, _LONGEST_NAME = 1024, 255
+
 # Category to the columns of its keypoints that are our joints (-1: missing), and their number.
 Columns = dict[int, tuple[list[int], int]]
 
@@ -171,10 +174,16 @@ def _inside(folder: Path, file: Path, entry: ImageEntry) -> Path:
     parts = PurePosixPath(name).parts + PureWindowsPath(name).parts
     # On POSIX a drive is a name like any other.
     absolute = PurePosixPath(name).is_absolute() or Path(name).drive
+    shown = repr(name if len(name) <= 80 else name[:77] + "...")
     if absolute or ".." in parts or not name or "\0" in name:
         raise ValueError(
-            f"{file}: image {entry.id} has `file_name` (={name!r}); it must be a path inside of "
+            f"{file}: image {entry.id} has `file_name` (={shown}); it must be a path inside of "
             f"{folder}, neither absolute nor with '..'."
+        )
+    if len(name.encode()) > _LONGEST_PATH or max(len(p.encode()) for p in parts) > _LONGEST_NAME:
+        raise ValueError(
+            f"{file}: image {entry.id} has `file_name` (={shown}, {len(name)} letters); it must be "
+            f"a path of at most {_LONGEST_PATH} bytes, names of at most {_LONGEST_NAME}."
         )
     return folder / name
 

@@ -1,13 +1,12 @@
 """Writing data sets so that a kill at any point leaves nothing half-written behind as if whole."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from skipconv_jax import json_files
+from skipconv_jax import json_files, whole_files
 
 NOTE = "synthetic.json"
 PARTIAL = ".partial"
@@ -16,9 +15,7 @@ PARTIAL = ".partial"
 def write_text(path: Path, text: str) -> None:
     """Writes a text file; it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    whole_files.write_text(path, text)
 
 
 class Note(msgspec.Struct, frozen=True):

@@ -24,6 +24,8 @@ import tempfile
 from collections.abc import Iterator
 from types import ModuleType
 
+from skipconv_jax import whole_files
+
 # Compiled once per instruction set, and once for all of them.
 PER_ISA = (
     "ops/op_conv.cpp",
@@ -289,13 +291,9 @@ def _put(target: pathlib.Path, content: bytes) -> None:
 
     A library that is loaded somewhere keeps its old content there: the new file is another one.
     """
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.chmod(0o755 if target.suffix == ".so" else 0o644)
-    os.replace(partial, target)
+    with whole_files.writing(target) as partial:
+        partial.write_bytes(content)
+        partial.chmod(0o755 if target.suffix == ".so" else 0o644)
 
 
 def export(folder: pathlib.Path) -> pathlib.Path:

@@ -223,6 +223,23 @@ def native_policy(node: g.ConvNode, rule: Rule) -> str:
     return policy
 
 
+def gate_values(gate: Gate, params: GateParams, taps: np.ndarray | None = None) -> np.ndarray:
+    """Parameters of a gate that the engine has, as `GateSpec.params` wants them.
+
+    Args:
+      gate: of the convolution.
+      params: of the gate.
+      taps: of the convolution, where rewriting moved them (see `ConvNode.taps`).
+    """
+    if type(gate) is AlwaysGate:
+        return np.zeros(1, np.float32)
+    if type(gate) is GumbelGate:
+        kernel = np.ravel(params["kernel"])
+        kernel = kernel if taps is None else kernel[taps]
+        return np.concatenate([np.ravel(params["bias"]), np.ravel(kernel)])
+    return np.asarray([float(params["threshold"])], np.float32)
+
+
 def gate_spec(node: g.ConvNode, gate: Gate, params: GateParams) -> GateSpec:
     """A gate as the engine takes it.
 
@@ -232,12 +249,8 @@ def gate_spec(node: g.ConvNode, gate: Gate, params: GateParams) -> GateSpec:
     if type(gate) is AlwaysGate:
         return GateSpec("always", block=gate.block)
     if type(gate) is GumbelGate:
-        kernel = np.ravel(params["kernel"])
-        if node.taps is not None:
-            kernel = kernel[node.taps]
-        flat = [np.ravel(params["bias"]), np.ravel(kernel)]
         kind = "magnitude" if gate.sees == "magnitude" else "linear"
-        return GateSpec(kind, np.concatenate(flat), gate.block)
+        return GateSpec(kind, gate_values(gate, params, node.taps), gate.block)
     if type(gate) not in (InputNormGate, OutputNormGate):
         raise ValueError(
             f"`gate` of {node.name!r} (={gate}) must be an InputNormGate, OutputNormGate, "
@@ -249,4 +262,4 @@ def gate_spec(node: g.ConvNode, gate: Gate, params: GateParams) -> GateSpec:
     factor = 1.0
     if type(gate) is OutputNormGate:
         factor = node.weights_mean if mean else node.weights_sum
-    return GateSpec("norm", [float(params["threshold"])], gate.block, factor, count)
+    return GateSpec("norm", gate_values(gate, params), gate.block, factor, count)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from skipconv_jax import whole_files
 from skipconv_jax.native import schema
 from skipconv_jax.native.builder import MAX_TAPS
 from skipconv_jax.native.specs import Activation
@@ -172,5 +173,5 @@ def page() -> str:
 
 if __name__ == "__main__":
     path = pathlib.Path(__file__).parents[2] / "docs" / "operations.md"
-    path.write_text(page())
+    whole_files.write_text(path, page())
     print(path)

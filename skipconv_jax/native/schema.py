@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from skipconv_jax import whole_files
+
 CELL = 4  # side, in pixels, of the cells in which change is tracked
 PANEL = 32  # output channels of one packed weight panel
 MAX_SOURCES = 8
@@ -224,5 +226,5 @@ def stale() -> str:
 
 
 if __name__ == "__main__":
-    header_path().write_text(header())
+    whole_files.write_text(header_path(), header())
     print(header_path())

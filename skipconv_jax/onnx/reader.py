@@ -150,7 +150,7 @@ def nodes_of(
             if isinstance(value, bytes):
                 value = value.decode("utf-8", "replace")
             if a.name in ("to", "output_dtype"):
-                value = helper.tensor_dtype_to_np_dtype(value) if value else None
+                value = _dtype(value, f"{name}: `{a.name}` of a {proto.op_type}") if value else None
             attributes[a.name] = value
         named = proto.name or next((o for o in proto.output if o), "")
         yield Node(
@@ -182,8 +182,6 @@ def _branch(graph: Any, versions: Mapping[str, int], folder: Path | None, name: 
 
 
 def _tensor(value: Any, name: str) -> Tensor:
-    from onnx import helper
-
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
         raise ValueError(f"{name}: {value.name!r} must be a tensor, not a sequence or an optional.")
@@ -193,7 +191,16 @@ def _tensor(value: Any, name: str) -> Tensor:
             int(d.dim_value) if d.HasField("dim_value") else d.dim_param or None
             for d in kind.shape.dim
         )
-    return Tensor(value.name, shape, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+    return Tensor(value.name, shape, _dtype(kind.elem_type, f"{name}: the type of {value.name!r}"))
+
+
+def _dtype(number: Any, what: str) -> np.dtype[Any]:
+    from onnx import helper
+
+    try:
+        return np.dtype(helper.tensor_dtype_to_np_dtype(number))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{what} (={number!r}) must be a data type that ONNX knows.") from error
 
 
 def array_of(tensor: Any, folder: Path | None, name: str) -> np.ndarray:

@@ -152,10 +152,12 @@ class FoldedPlan(XlaPlan):
         convs = [n for n in self.graph.nodes if isinstance(n, g.ConvNode)]
         ours = [n for n in convs if n.name in self.layers]
         left = [(n.name, _why_not_fused(n, self.layers[n.name][1])) for n in ours]
-        lines = [
-            f"{sum(not why for _, why in left)} of {len(ours)} Skip-Convolutions take what follows "
-            "them into their own pass; of the others"
-        ]
+        lines = []
+        if ours:
+            lines.append(
+                f"{sum(not why for _, why in left)} of {len(ours)} Skip-Convolutions take what "
+                "follows them into their own pass; of the others"
+            )
         reasons = sorted({why for _, why in left if why})
         lines += [f"{sum(why == r for _, why in left)}: {r}" for r in reasons]
         integers = sum(isinstance(n, g.QConvNode) for n in self.graph.nodes)

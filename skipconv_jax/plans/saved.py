@@ -1,7 +1,7 @@
 """Saved plans: `save(plan, "net.skc")` and `load_plan("net.skc")`.
 
 What is saved needs neither the network nor its code: the program, weights, gates, names and the
-structure of what the network returns. `skipconv.h` runs the same file without Python.
+structure of what the network takes and returns. `skipconv.h` runs the same file without Python.
 """
 
 import dataclasses
@@ -15,9 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipconv_jax.native import Program, library, schema
-from skipconv_jax.plans import skc_file
+from skipconv_jax.native.lower import gate_values
+from skipconv_jax.ops.gates import GateParams
+from skipconv_jax.plans import described, skc_file
+from skipconv_jax.plans.base import FirstLayer, Plan
 from skipconv_jax.plans.native import NativePlan
 from skipconv_jax.plans.skc_file import MaskDesc, PlanFileError, SavedPlan, TensorDesc
+from skipconv_jax.program import fold as g
+from skipconv_jax.program.fold.views import is_whole
 
 State = tuple[jax.Array, ...]
 Constants = tuple[tuple[jax.Array, jax.Array, jax.Array], ...]
@@ -27,8 +32,8 @@ def save(plan: NativePlan, path: str | os.PathLike[str]) -> None:
     """Writes a native plan of one program, in one move.
 
     Raises:
-      ValueError: the plan runs in XLA what the file can't hold, or the network returns containers
-        other than dicts, lists and tuples.
+      ValueError: the plan runs in XLA what the file can't hold, or the network takes or returns
+        containers other than dicts, lists and tuples.
     """
     if not isinstance(plan, NativePlan):
         raise ValueError(
@@ -36,58 +41,101 @@ def save(plan: NativePlan, path: str | os.PathLike[str]) -> None:
             f"{library.status()}"
         )
     graph = plan.graph
-    _check_whole(plan)
+    turned = _check_whole(plan)
     (segment,) = plan.segments
     program = segment.finished()
-    where = {ref: i for i, ref in enumerate(segment.outputs)}
-    paths = [p for p, _ in jax.tree_util.tree_flatten_with_path(_numbered(graph.tree))[0]]
-    first: dict[int, str] = {}
-    for tree_path, ref in zip(paths, graph.outputs, strict=True):
-        first.setdefault(ref, "output" + jax.tree_util.keystr(tree_path))
+    made = [turned[ref].inputs[0] if ref in turned else ref for ref in graph.outputs]
     inputs = tuple(
-        _tensor(_input_name(graph.inputs, ref), graph.avals[ref].shape[1:])
-        for ref in segment.inputs
+        _tensor(_input_name(graph.inputs, ref), _given(plan, ref)) for ref in segment.inputs
     )
-    outputs = tuple(_tensor(first[ref], graph.avals[ref].shape[1:]) for ref in segment.outputs)
+    outputs = _outputs(plan, turned, made)
     masks = tuple(
         MaskDesc(name, slot.offset, slot.grid)
         for name, slot in program.masks.items()
         if name in plan.layers
     )
+    taps = {n.name: n.taps for n in graph.nodes if isinstance(n, g.ConvNode)}
     meta = {
-        "tree": _skeleton(_numbered(graph.tree)),
-        "leaves": [where[ref] for ref in graph.outputs],
+        "frame": described.tree_values(plan.frame, "`plan` takes"),
+        "tree": described.tree_values(_numbered(graph.tree), "`plan` returns"),
+        "leaves": [segment.outputs.index(ref) for ref in made],
         "inputs": [list(graph.inputs).index(ref) for ref in segment.inputs],
         "program_inputs": [list(shape) for shape in program.inputs],
         "program_outputs": [list(shape) for shape in program.outputs],
         "state_size": program.state_size,
         "mask_size": program.mask_size,
         "names": list(program.names),
-        "streams": plan.streams,
+        "table": described.table_values(plan.table),
+        "slots": {
+            name: described.slot_values(slot, taps.get(name))
+            for name, slot in program.masks.items()
+            if name in plan.layers
+        },
+        "why": plan.why,
     }
     (constants,) = plan.constants
     words, weights, gates = (np.asarray(c) for c in constants)
     skc_file.write(path, SavedPlan(words, weights, gates, inputs, outputs, masks, meta))
 
 
-def _check_whole(plan: NativePlan) -> None:
+def _check_whole(plan: NativePlan) -> dict[int, g.LayoutNode]:
+    """Results that only turn the axes of what the program makes, by their tensors.
+
+    Raises:
+      ValueError: XLA does more than that.
+    """
     graph = plan.graph
-    if plan.before or len(plan.segments) != 1 or plan.segments[0].after:
+    turned = {
+        n.output: n
+        for s in plan.segments
+        for n in s.after
+        if isinstance(n, g.LayoutNode) and _is_turned(plan, n)
+    }
+    after = [n for s in plan.segments for n in s.after if n.output not in turned]
+    if plan.before or len(plan.segments) != 1 or after:
         raise ValueError(
             "`plan` must run in one native call to be saved; XLA runs a part of it:\n"
             + plan.report()
         )
-    if plan.channels_first:
-        raise ValueError(
-            "`plan` must take frames (B, H, W, C) to be saved; this one takes them channels first."
-        )
-    made = set(plan.segments[0].outputs)
+    made = {*plan.segments[0].outputs, *turned}
     for output in graph.outputs:
         if not isinstance(output, int) or output not in made:
             raise ValueError(
                 "`plan` must return only what it computes from the frame to be saved; "
                 f"output {graph.outputs.index(output)} is a constant or the frame itself."
             )
+    return turned
+
+
+def _is_turned(plan: NativePlan, node: g.LayoutNode) -> bool:
+    """Whether a node of XLA's hands out one map of the program channels first, or the like."""
+    if plan.graph.outputs.count(node.output) != 1:
+        return False
+    (source,) = node.inputs
+    order = is_whole(node.view, plan.graph.avals[source].shape)
+    readers = [n for s in plan.segments for n in (*s.nodes, *s.after) if node.output in n.inputs]
+    others = source in plan.graph.outputs or any(
+        n is not node and isinstance(n, g.LayoutNode) and source in n.inputs
+        for s in plan.segments
+        for n in s.after
+    )
+    return order is not None and len(order) == 4 and order[0] == 0 and not readers and not others
+
+
+def _outputs(
+    plan: NativePlan, turned: Mapping[int, g.LayoutNode], made: Sequence[int]
+) -> tuple[TensorDesc, ...]:
+    """The program's results, as the user's arrays hold them."""
+    graph = plan.graph
+    paths = [p for p, _ in jax.tree_util.tree_flatten_with_path(_numbered(graph.tree))[0]]
+    found: dict[int, TensorDesc] = {}
+    for path, ref, source in zip(paths, graph.outputs, made, strict=True):
+        desc = _tensor("output" + jax.tree_util.keystr(path), graph.avals[ref].shape[1:])
+        if ref in turned:
+            order = is_whole(turned[ref].view, graph.avals[source].shape) or ()
+            desc = dataclasses.replace(desc, order=tuple(order.index(k) - 1 for k in (1, 2, 3)))
+        found.setdefault(source, desc)
+    return tuple(found[ref] for ref in plan.segments[0].outputs)
 
 
 def _numbered(tree: Any) -> Any:
@@ -98,38 +146,21 @@ def _input_name(inputs: Sequence[int], ref: int) -> str:
     return "x" if len(inputs) == 1 else f"x[{list(inputs).index(ref)}]"
 
 
+def _given(plan: NativePlan, ref: int) -> tuple[int, ...]:
+    """Shape of a stream's frame as it is given: the engine reads channels-first ones so."""
+    shape = plan.graph.avals[ref].shape[1:]
+    return (shape[2], *shape[:2]) if ref in plan.channels_first else tuple(shape)
+
+
 def _tensor(name: str, shape: Sequence[int]) -> TensorDesc:
     return TensorDesc(name, tuple(shape), tuple(range(len(shape))))
 
 
-def _skeleton(value: Any) -> Any:
-    """The structure as JSON, leaves as their numbers."""
-    if value is None or isinstance(value, int):
-        return value
-    if isinstance(value, Mapping):
-        return {"dict": {str(k): _skeleton(v) for k, v in value.items()}}
-    if type(value) in (list, tuple):
-        return {type(value).__name__: [_skeleton(v) for v in value]}
-    raise ValueError(
-        f"`plan` returns a {type(value).__name__}; to be saved the network must return dicts, "
-        "lists, tuples and arrays."
-    )
-
-
-def _structure(value: Any) -> Any:
-    """What `_skeleton` was made of."""
-    if not isinstance(value, dict):
-        return value
-    ((kind, parts),) = value.items()
-    if kind == "dict":
-        return {k: _structure(v) for k, v in parts.items()}
-    made = [_structure(v) for v in parts]
-    return tuple(made) if kind == "tuple" else made
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class LoadedPlan:
+class LoadedPlan(Plan):
     """A plan from a file; steps as the plan that was saved does, to the bit.
+
+    It keeps the contract of every plan; only `first_layer` needs the network.
 
     Attributes:
       program: the native program.
@@ -144,11 +175,6 @@ class LoadedPlan:
     meta: Mapping[str, Any]
 
     engine = "native"
-
-    @property
-    def streams(self) -> int:
-        """B of the example frame that the plan was compiled for; any other works too."""
-        return int(self.meta["streams"])
 
     @functools.cached_property
     def constants(self) -> Constants:
@@ -167,39 +193,21 @@ class LoadedPlan:
         self, state: State, x: Any, constants: Constants | None = None, *, threads: int = 0
     ) -> tuple[Any, State, State]:
         """One frame: what the network returns, the new state, and the masks; see `Plan.apply`."""
+        self.check(state, x)
         leaves = jax.tree.leaves(x)
         frames = []
         for tensor, leaf, shape in zip(
             self.inputs, self.meta["inputs"], self.meta["program_inputs"], strict=True
         ):
-            frame = leaves[leaf] if leaf < len(leaves) else None
-            if frame is None or tuple(frame.shape[1:]) != tensor.shape:
-                raise ValueError(
-                    f"`x` (={jax.tree.map(jnp.shape, x)}) must hold {tensor.name} of shape (B, "
-                    f"{', '.join(map(str, tensor.shape))}), as when the plan was saved."
-                )
-            frames.append(jnp.transpose(frame, (0, *(1 + a for a in tensor.order))))
+            frames.append(jnp.transpose(leaves[leaf], (0, *(1 + a for a in tensor.order))))
             frames[-1] = frames[-1].reshape(-1, *shape)
         ((arena,), (const,)) = state, constants or self.constants
         made, arena, masks = self.program.apply(const, arena, *frames, threads=threads)
         values = [_ordered(v, t) for v, t in zip(made, self.outputs, strict=True)]
         tree = jax.tree.map(
-            lambda leaf: values[self.meta["leaves"][leaf]], _structure(self.meta["tree"])
+            lambda leaf: values[self.meta["leaves"][leaf]], described.tree_of(self.meta["tree"])
         )
         return tree, (arena,), (masks,)
-
-    @functools.cached_property
-    def _jitted(self) -> Any:
-        return jax.jit(self.apply, donate_argnums=0, static_argnames="threads")
-
-    def step(
-        self, state: State, x: Any, constants: Constants | None = None, *, threads: int = 0
-    ) -> tuple[Any, State, State]:
-        """`apply`, compiled once, with the state updated in place (the old one is gone)."""
-        result: tuple[Any, State, State] = self._jitted(
-            state, x, constants or self.constants, threads=threads
-        )
-        return result
 
     def fired(self, masks: State) -> dict[str, jax.Array]:
         """Masks by convolution, each `(B, nh, nw)`, of the Skip-Convolutions."""
@@ -209,9 +217,32 @@ class LoadedPlan:
             for m in self.masks
         }
 
-    def state_bytes(self) -> int:
-        """Bytes of state of one stream."""
-        return 4 * self.program.state_size
+    def fresh(self, state: State) -> jax.Array:
+        """Streams whose next frame computes everything, `(B,)` bool."""
+        return self.program.fresh(state[0])
+
+    def with_gates(self, gates: Mapping[str, GateParams]) -> Constants:
+        """`constants` with other gate parameters (thresholds, gate kernels); nothing recompiles."""
+        ((words, weights, packed),) = self.constants
+        values = np.array(packed)
+        for row in self.table.skipped():
+            slot, taps = described.slot_of(self.meta["slots"][row.name])
+            if slot.gate.kind == "always" or row.gate is None:
+                continue
+            new = slot.words(gate_values(row.gate, gates[row.name], taps))
+            values[slot.gate_offset : slot.gate_offset + new.size] = new
+        return ((words, weights, jnp.asarray(values)),)
+
+    def first_layer(self) -> FirstLayer:
+        """Not of a file, which holds one program: the whole network.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError(
+            "`plan` (=LoadedPlan) must be compiled from the network for reset policies that look "
+            "at its first layer; use others, or `compile_plan`."
+        )
 
     def report(self) -> str:
         """What runs where."""
@@ -250,11 +281,20 @@ def load_plan(path: str | os.PathLike[str]) -> LoadedPlan:
             gates=saved.gates,
             state_size=int(meta["state_size"]),
             mask_size=int(meta["mask_size"]),
-            masks={},
+            masks={name: described.slot_of(slot)[0] for name, slot in meta["slots"].items()},
             inputs=tuple((int(h), int(w), int(c)) for h, w, c in meta["program_inputs"]),
             outputs=tuple(tuple(int(n) for n in shape) for shape in meta["program_outputs"]),
             names=tuple(meta["names"]),
         )
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+        return LoadedPlan(
+            table=described.table_of(meta["table"]),
+            frame=described.tree_of(meta["frame"]),
+            why=str(meta["why"]),
+            program=program,
+            inputs=saved.inputs,
+            outputs=saved.outputs,
+            masks=saved.masks,
+            meta=meta,
+        )
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise PlanFileError(f"`path` (={path}) is no complete plan: {error!r}") from error
-    return LoadedPlan(program, saved.inputs, saved.outputs, saved.masks, meta)

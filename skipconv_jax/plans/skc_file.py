@@ -3,14 +3,16 @@
     offset  0  "SKCPLAN\\0", u32 version, u32 sections, u64 bytes of the file,
                u32 CRC-32 of the 24 bytes before and of the table, u32 zero
     offset 32  per section: 4 letters, u32 CRC-32, u64 offset, u64 bytes, u64 zero
-    then       the sections, each at a multiple of 64
+    then       the sections, each at a multiple of 64, zeros between and behind them
 
 Little-endian. `WORD` are the program's int32, `WGHT` and `GATE` float32, `DESC` the descriptions
-below, `META` JSON that only Python reads. `csrc/runtime/plan_file.cpp` reads the same. A CRC finds
-damage, not malice: load files of people you trust.
+below, `META` JSON that only Python reads. Every byte is checked, so that no file that differs from
+what was written is read. `csrc/runtime/plan_file.cpp` reads the same. A CRC finds damage, not
+malice: load files of people you trust.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from skipconv_jax import whole_files
 
 MAGIC = b"SKCPLAN\0"
 VERSION = 1
@@ -39,8 +43,8 @@ class TensorDesc:
     Attributes:
       name: of the leaf.
       shape: without B.
-      order: which axis of `shape` holds h, w and c: (0, 1, 2) for (H, W, C), (1, 2, 0) for
-        (C, H, W); ascending for what is not a map.
+      order: the axes of `shape` in the order in which the program takes them; ascending where it
+        takes them as they are, (H, W, C) or (C, H, W).
     """
 
     name: str
@@ -96,17 +100,11 @@ def write(path: str | os.PathLike[str], saved: SavedPlan) -> None:
         table += _ENTRY.pack(tag, zlib.crc32(data), at, len(data), 0)
         at = _aligned(at + len(data))
     header = _HEADER.pack(MAGIC, VERSION, len(sections), at)
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            file.write(header + struct.pack("<II", zlib.crc32(header + table), 0) + table)
-            for data in sections.values():
-                file.write(b"\0" * (_aligned(file.tell()) - file.tell()) + data)
-            file.write(b"\0" * (at - file.tell()))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_files.writing(path) as partial, partial.open("wb") as file:
+        file.write(header + struct.pack("<II", zlib.crc32(header + table), 0) + table)
+        for data in sections.values():
+            file.write(b"\0" * (_aligned(file.tell()) - file.tell()) + data)
+        file.write(b"\0" * (at - file.tell()))
 
 
 def read(path: str | os.PathLike[str]) -> SavedPlan:
@@ -146,16 +144,22 @@ def _sections(data: bytes, path: str) -> dict[bytes, bytes]:
     if size != len(data):
         raise PlanFileError(f"`path` (={path}) is cut: {len(data)} of {size} bytes.")
     begin, end = _HEADER.size + 8, _HEADER.size + 8 + _ENTRY.size * count
-    (expected,) = struct.unpack_from("<I", data, _HEADER.size)
-    if end > size or zlib.crc32(data[: _HEADER.size] + data[begin:end]) != expected:
+    expected, zero = struct.unpack_from("<II", data, _HEADER.size)
+    if end > size or zero or zlib.crc32(data[: _HEADER.size] + data[begin:end]) != expected:
         raise PlanFileError(f"`path` (={path}) is damaged: its table of sections.")
     sections = {}
+    parts = [(0, end)]
     for at in range(begin, end, _ENTRY.size):
         tag, crc, offset, length, _ = _ENTRY.unpack_from(data, at)
         part = data[offset : offset + length]
         if len(part) != length or zlib.crc32(part) != crc:
             raise PlanFileError(f"`path` (={path}) is damaged: section {tag.decode('latin-1')}.")
         sections[tag] = part
+        parts.append((offset, offset + length))
+    # What no sum covers is zero, so that a file is the one that was written or refused.
+    for (_, last), (first, _) in itertools.pairwise([*sorted(parts), (size, size)]):
+        if first < last or data.count(0, last, first) != first - last:
+            raise PlanFileError(f"`path` (={path}) is damaged: bytes between its sections.")
     return sections
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import heapq
 import re
+import reprlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ import av
 import cv2
 import numpy as np
 
+from skipconv_jax import whole_files
 from skipconv_jax.data import images
 from skipconv_jax.entries import find
 
@@ -438,7 +440,7 @@ def _listed_images(file: Path, video: str) -> list[Path]:
     if video not in videos:
         raise VideoError(
             f"`video` (={file}{'#' if video else ''}{video}) must name one of its videos, as in "
-            f"{file}#{next(iter(videos), 'name')}; it has {sorted(videos)}."
+            f"{file}#{next(iter(videos), 'name')[:80]}; it has {reprlib.repr(sorted(videos))}."
         )
     return [image.path for image in videos[video]]
 
@@ -494,10 +496,14 @@ def _with_size_events(frames: Iterator[Frame]) -> Iterator[Frame]:
 
 
 class VideoWriter:
-    """Writes RGB frames as H.264 in MP4; the first fixes the size, others are resized to it."""
+    """Writes RGB frames as H.264 in MP4; the first fixes the size, others are resized to it.
+
+    Until `close` the file is a hidden one beside `path`: half an MP4 plays nowhere.
+    """
 
     def __init__(self, path: str | Path, rate: Fraction) -> None:
-        self._container = av.open(f"file:{path}", "w")
+        self._path, self._partial = path, whole_files.beside(path)
+        self._container = av.open(f"file:{self._partial}", "w")
         # A file's average rate may have terms beyond what the MPEG-4 time base can hold.
         self._rate = Fraction(rate).limit_denominator(1001)
         self._stream: Any = None
@@ -521,6 +527,10 @@ class VideoWriter:
         if self._stream is not None:
             self._container.mux(self._stream.encode(None))
         self._container.close()
+        if self._stream is not None:
+            whole_files.settle(self._partial, self._path)
+        else:
+            self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> "VideoWriter":
         return self

@@ -11,7 +11,7 @@ import jax
 import msgspec
 import orbax.checkpoint as ocp
 
-from skipconv_jax import json_files
+from skipconv_jax import json_files, whole_files
 from skipconv_jax.training.step import TrainState
 
 Tree = Any
@@ -209,9 +209,7 @@ class Checkpoints:
             folder = self.directory / str(step)
             if folder.is_dir():
                 text = json.dumps({"files": _hashes(folder)}, indent=1)
-                partial = folder / f".{_SUMS}.tmp"
-                partial.write_text(text, encoding="utf-8")
-                os.replace(partial, folder / _SUMS)
+                whole_files.write_text(folder / _SUMS, text)
                 self._unsealed.discard(step)
 
     def _put_aside(self) -> None:
@@ -248,7 +246,8 @@ def _hashes(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != _SUMS and not name.startswith(f".{_SUMS}"):
+        # Sums that a kill left half-written begin with a point; nothing of Orbax's does.
+        if path.is_file() and name != _SUMS and not name.startswith("."):
             with path.open("rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found

@@ -11,6 +11,8 @@ from typing import Any, Protocol, TextIO
 from rich import progress
 from rich.console import Console
 
+from skipconv_jax import whole_files
+
 
 class Writer(Protocol):
     """A destination of scalar metrics."""
@@ -64,10 +66,8 @@ def _keep_lines_until(path: Path, step: int) -> None:
         if later:
             break
         kept.append(line)
-    rewritten = path.with_suffix(path.suffix + ".tmp")
-    rewritten.write_bytes(b"".join(kept))
     # Replaced in one move: a second kill must not lose what the first one left.
-    rewritten.replace(path)
+    whole_files.write_bytes(path, b"".join(kept))
 
 
 class TensorBoard:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from skipconv_jax import json_files
+from skipconv_jax import json_files, whole_files
 from skipconv_jax.moved import attribute
 from skipconv_jax.ops import POLICIES, ConvNormGate, InputNormGate, OutputNormGate, policy_name
 from skipconv_jax.program.walk import Site
@@ -125,7 +125,7 @@ class GatePlan:
         }
         notes = {key: json.loads(text) for key, text in self.notes}
         whole = {"format": FORMAT, "policy": self.policy, "notes": notes, "layers": layers}
-        Path(path).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        whole_files.write_text(path, json.dumps(whole, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "GatePlan":

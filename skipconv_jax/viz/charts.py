@@ -10,6 +10,8 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from skipconv_jax import whole_files
+
 _COLOURS = (
     "#4285f4",
     "#db4437",
@@ -88,7 +90,8 @@ def stream_chart(rows: Sequence[Mapping[str, Any]], dense_gmac: float, path: Pat
             if row.get("reset"):
                 axis.axvline(row["frame"], color="0.7", lw=0.8, zorder=0)
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-    figure.savefig(path, dpi=110)
+    with whole_files.writing(path) as partial:
+        figure.savefig(partial, dpi=110)
     plt.close(figure)
 
 
@@ -117,7 +120,8 @@ def stage_chart(firing: Mapping[str, float], path: Path, title: str = "") -> Non
     axis.set_ylim(0, max([*shares, 1.0]) * 1.15)
     axis.tick_params(axis="x", rotation=30)
     axis.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    with whole_files.writing(path) as partial:
+        figure.savefig(partial, dpi=110)
     plt.close(figure)
 
 

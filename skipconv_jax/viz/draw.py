@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from skipconv_jax import whole_files
 from skipconv_jax.data.skeleton import BONES
 
 _RIGHT, _LEFT, _MIDDLE = (66, 133, 244), (244, 160, 0), (52, 168, 83)
@@ -149,5 +150,8 @@ def save(path: str, image: np.ndarray) -> None:
     Raises:
       OSError: the file cannot be written.
     """
-    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"`path` (={path}) could not be written; check the folder and its rights.")
+    with whole_files.writing(path) as partial:
+        if not cv2.imwrite(str(partial), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+            raise OSError(
+                f"`path` (={path}) could not be written; check the folder and its rights."
+            )

@@ -9,6 +9,8 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from skipconv_jax import whole_files
+
 
 def timeline(kinds: Sequence[str], seconds: np.ndarray, path: Path, title: str = "") -> None:
     """Draws operations one behind the other, a row per kind; kinds by the time they take.
@@ -43,5 +45,6 @@ def timeline(kinds: Sequence[str], seconds: np.ndarray, path: Path, title: str =
     axis.set_title(title, fontsize=10)
     axis.grid(axis="x", alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with whole_files.writing(path) as partial:
+        figure.savefig(partial, dpi=110)
     plt.close(figure)

@@ -95,6 +95,16 @@ def test_a_file_name_stays_inside_its_folder(tmp_path, name):
         CocoVideos(inside, file)
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "é" * 200, "/".join(["ab"] * 900)])
+def test_a_file_name_is_one_that_a_file_can_have(tmp_path, name):
+    file = _set(tmp_path, [{"id": 1, "file_name": name}])
+    with pytest.raises(
+        ValueError, match=r"labels\.json: image 1 has `file_name`.*at most"
+    ) as caught:
+        CocoVideos(tmp_path, file)
+    assert len(str(caught.value)) < 600
+
+
 @pytest.mark.parametrize("name", ["-a.png", "a:b.png", "a#b.png", "100%.png", "what?.png", "é.png"])
 def test_odd_names_are_names(tmp_path, name):
     cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tofile(tmp_path / name)

@@ -197,6 +197,13 @@ class TestErrors:
             with pytest.raises(ValueError, match=r"."):
                 load(data[:end])
 
+    @pytest.mark.parametrize("number", [0, 97])
+    def test_types_that_are_none(self, number: int) -> None:
+        model = convolution()
+        model.graph.input[0].type.tensor_type.elem_type = number
+        with pytest.raises(ValueError, match=rf"type of '.*' \(={number}\) must be a data type"):
+            load(model.SerializeToString())
+
     def test_old_and_future_opsets(self) -> None:
         for opset in (8, 999):
             made = model([node("Relu", ["x"], ["y"])], opset=opset)

@@ -1,5 +1,7 @@
 """Every engine's plan keeps the contract; which one `compile_plan` takes, and why."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 from jax import export
 
 from skipconv_jax import native, skip
-from skipconv_jax.ops import InputNormGate, Keyframe
-from skipconv_jax.plans import ENGINES, compile_plan
+from skipconv_jax.ops import ClosedLoop, GumbelGate, InputNormGate, Keyframe
+from skipconv_jax.plans import ENGINES, compile_plan, saved
 from skipconv_jax.streaming.guards import Drift, Every, Guard, SceneCut
 from skipconv_jax.streaming.runner import Runner
 from tests.plans import contract
@@ -66,6 +68,55 @@ class TestNative(contract.PlanContract):
     def made(self, native_one):
         """Compiled once."""
         return native_one
+
+
+@pytest.fixture(scope="module")
+def loaded_one(native_one, tmp_path_factory):
+    """The native plan from its file."""
+    path = tmp_path_factory.mktemp("saved") / "net.skc"
+    saved.save(native_one.plan, path)
+    return dataclasses.replace(native_one, plan=saved.load_plan(path))
+
+
+@needs_native
+class TestLoaded(contract.PlanContract):
+    """A saved plan, which has no network any more."""
+
+    engine = "native"
+
+    @pytest.fixture
+    def made(self, loaded_one):
+        """Compiled once."""
+        return loaded_one
+
+    def test_its_table_is_that_of_the_network(self, made, native_one):
+        assert made.plan.table == native_one.plan.table
+        with pytest.raises(ValueError, match=r"`plan` \(=LoadedPlan\) must be compiled"):
+            made.plan.first_layer()
+
+
+@needs_native
+@pytest.mark.parametrize("sees", ["signed", "magnitude"])
+def test_trained_gates_of_a_loaded_plan_are_set_as_before(sees, tmp_path):
+    """Kernels of gates too, also where a stem of split pixels has its taps moved."""
+    net = skip(_focus, gate=GumbelGate(4, sees=sees), policy=ClosedLoop())
+    rng = np.random.default_rng(3)
+    weights = jnp.asarray(rng.normal(0, 0.2, (3, 3, 12, 8)), jnp.float32)
+    frames = rng.normal(size=(2, 1, 16, 16, 3)).astype(np.float32)
+    params, _ = net.init(weights, frames[0], key=jax.random.key(0))
+    plan = compile_plan(net, params, frames[0], engine="native")
+    saved.save(plan, tmp_path / "net.skc")
+    loaded = saved.load_plan(tmp_path / "net.skc")
+    drawn = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), params["gates"])
+    gates = [p.with_gates(drawn) for p in (plan, loaded)]
+    jax.tree.map(np.testing.assert_array_equal, *gates)
+    assert np.any(np.asarray(gates[0][0][2]) != np.asarray(plan.constants[0][2]))
+
+
+def _focus(kernel, x):
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    return contract.conv(x.reshape(b, h // 2, w // 2, 4 * c), kernel)
 
 
 @pytest.mark.parametrize("engine", ["plain", "folded", pytest.param("native", marks=needs_native)])

@@ -1,5 +1,6 @@
 """Saved plans step as the plan they were saved from; damaged, cut and newer files are refused."""
 
+import ctypes
 import dataclasses
 import shutil
 import subprocess
@@ -89,7 +90,7 @@ def test_a_loaded_plan_steps_to_the_bit(path, pixels, expected):
     state = loaded.reset(state)
     _, _, masks = loaded.step(state, jnp.asarray(frame)[None])
     assert all(np.all(np.asarray(m) == 1) for m in loaded.fired(masks).values())
-    with pytest.raises(ValueError, match=r"`x` .* must hold x of shape \(B, 24, 20, 3\)"):
+    with pytest.raises(ValueError, match=r"`x` .* like the plan's \(=float32\[1,24,20,3\]\)"):
         loaded.apply(loaded.init_state(), jnp.zeros((1, W, H, 3)))
 
 
@@ -102,19 +103,63 @@ def test_a_plan_that_xla_runs_in_part_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_every_damaged_byte_is_noticed(path):
-    data = path.read_bytes()
-    saved = skc_file.read(path)
-    used = 32 + 32 * 5 + sum(a.nbytes for a in (saved.words, saved.weights, saved.gates))
-    noticed = 0
-    for at in range(0, len(data), 97):
-        path.write_bytes(data[:at] + bytes([data[at] ^ 0x40]) + data[at + 1 :])
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A plan of one convolution, of few bytes."""
+    net = skip(lambda k, x: _conv(x, k, 1), gate=InputNormGate(0.1, block=4))
+    x = jnp.zeros((1, 8, 8, 3))
+    params, _ = net.init(jnp.ones((1, 1, 3, 4)), x)
+    path = tmp_path_factory.mktemp("small") / "net.skc"
+    save(compile_plan(net, params, x), path)
+    return path.read_bytes()
+
+
+def _flips(data):
+    """The file with one bit of one byte changed, for every byte."""
+    for at in range(len(data)):
+        yield at, data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
+
+
+def test_every_damaged_byte_is_noticed(small, tmp_path):
+    """Also between the sections, where nothing would come of it."""
+    path = tmp_path / "net.skc"
+    for at, damaged in _flips(small):
+        path.write_bytes(damaged)
         try:
             skc_file.read(path)
         except PlanFileError:
-            noticed += 1
-    # Only the padding between sections is free.
-    assert noticed >= used // 97
+            continue
+        pytest.fail(f"byte {at} of {len(small)} is not checked")
+
+
+def test_every_damaged_byte_is_noticed_in_c(small):
+    library = ctypes.CDLL(str(build.find_library()))
+    library.skipconv_close.argtypes = [ctypes.c_void_p]
+    opened = ctypes.c_void_p()
+
+    def status(data):
+        return library.skipconv_open_memory(data, ctypes.c_size_t(len(data)), ctypes.byref(opened))
+
+    assert status(small) == 0
+    library.skipconv_close(opened)
+    missed = [at for at, damaged in _flips(small) if not status(damaged)]
+    assert not missed
+
+
+def test_sections_that_overlap_or_hide_bytes_are_refused(small, tmp_path):
+    """A table with a right sum, of which two entries point at the same bytes."""
+    library = ctypes.CDLL(str(build.find_library()))
+    second = small[64:96]
+    table = small[32:64] + small[32:36] + second[4:] + small[96:192]
+    twice = small[32:36] + second[4:] + small[64:192]
+    for made in (table, twice):
+        data = small[:24] + zlib.crc32(small[:24] + made).to_bytes(4, "little") + small[28:32]
+        data += made + small[192:]
+        (tmp_path / "net.skc").write_bytes(data)
+        with pytest.raises(PlanFileError, match=r"damaged: bytes between|no complete plan"):
+            skc_file.read(tmp_path / "net.skc")
+        opened = ctypes.c_void_p()
+        assert library.skipconv_open_memory(data, ctypes.c_size_t(len(data)), ctypes.byref(opened))
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
@@ -184,6 +229,39 @@ def test_the_c_example_streams_a_pipe_to_the_bit(example, path, pixels, expected
     assert done.stdout.decode().splitlines() == [
         f"frame {t}: {share:.3f} of the blocks computed" for t, share in enumerate(blocks)
     ]
+
+
+def test_a_plan_of_channels_first_frames_is_saved_too(example, tmp_path):
+    """As PyTorch's and ONNX's networks take them; the program gets the bytes as they come."""
+
+    def network(kernel, x):
+        x = jnp.transpose(x, (0, 2, 3, 1))
+        return jnp.transpose(_conv(jax.nn.relu(_conv(x, kernel, 2)), kernel, 1), (0, 3, 1, 2))
+
+    rng = np.random.default_rng(2)
+    net = skip(network, gate=InputNormGate(0.02, block=4))
+    x = jnp.zeros((1, 3, H, W))
+    params, _ = net.init(jnp.asarray(rng.normal(0, 0.3, (3, 3, 3, 3)), jnp.float32), x)
+    plan = compile_plan(net, params, x)
+    assert plan.channels_first, "else it is no test of them"
+    save(plan, tmp_path / "net.skc")
+    loaded = load_plan(tmp_path / "net.skc")
+    assert [t.shape for t in (*loaded.inputs, *loaded.outputs)] == [(3, H, W), (3, 12, 10)]
+    clip = rng.integers(0, 256, (3, 3, H, W), dtype=np.uint8)
+    clip[1:, :, 6:] = clip[0, :, 6:]
+    state, mine, wanted = plan.init_state(), loaded.init_state(), []
+    for frame in _floats(clip):
+        y, state, masks = plan.step(state, jnp.asarray(frame)[None])
+        got, mine, fired = loaded.step(mine, jnp.asarray(frame)[None])
+        pair = (y, plan.fired(masks)), (got, loaded.fired(fired))
+        jax.tree.map(np.testing.assert_array_equal, *pair)
+        wanted.append(np.ravel(y))
+    assert 0 < np.mean(next(iter(loaded.fired(fired).values()))) < 1
+    rgb = clip.transpose(0, 2, 3, 1).tobytes()
+    done = _run(example, tmp_path / "net.skc", tmp_path / "results", "1", input=rgb)
+    assert not done.returncode, done.stderr.decode()
+    results = np.fromfile(tmp_path / "results", np.float32).reshape(len(clip), -1)
+    np.testing.assert_array_equal(results, wanted)
 
 
 def test_the_c_example_says_what_is_wrong(example, path, pixels):

@@ -160,6 +160,11 @@ def test_a_coco_file_stands_for_the_frames_of_one_of_its_videos(tmp_path):
     assert [int(frame.image[0, 0, 0]) for frame in frames] == [40, 0], "in the order of frame_id"
     with pytest.raises(VideoError, match=r"must name one of its videos.*\['a', 'b'\]"):
         Source(file)
+    images[0]["video"] = "v" * 5000
+    file.write_text(json.dumps({"images": images}))
+    with pytest.raises(VideoError, match="must name one of its videos") as caught:
+        Source(file)
+    assert len(str(caught.value)) < 600
 
 
 def test_a_camera_of_one_s_own_is_named_by_module_and_object(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
+from skipconv_jax import whole_files
 from skipconv_jax.commands import agreement, brought, common
 from skipconv_jax.commands.baselines import evaluate_baseline
 from skipconv_jax.commands.evaluate import (
@@ -88,8 +89,8 @@ def _splits(config: ConfigDict, splits: Sequence[int]) -> None:
     folder = common.workdir()
     found = {n: evaluate(common.of_split(config, n), folder / f"split{n}") for n in splits}
     text, saved = split_report(build(config), found)
-    (folder / "splits.json").write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
-    (folder / "splits.md").write_text(text + "\n", encoding="utf-8")
+    whole_files.write_text(folder / "splits.json", json.dumps(saved, indent=1) + "\n")
+    whole_files.write_text(folder / "splits.md", text + "\n")
     print(json.dumps(saved, indent=1) if _JSON.value else text)
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from skipconv_jax import config, macs, tasks
+from skipconv_jax import config, macs, tasks, whole_files
 from skipconv_jax.tasks.given.experiment import configuration, from_onnx, given
 
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table = _table(options)
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(table.to_json() + "\n", encoding="utf-8")
+            whole_files.write_text(options.json, table.to_json() + "\n")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from skipconv_jax import whole_files
+
 State = dict[str, np.ndarray]
 _MOST_VALUES = 1 << 31
 _SLACK = 1 << 20  # bytes
@@ -50,10 +52,14 @@ def save_state(state: Mapping[str, np.ndarray], path: str | os.PathLike[str]) ->
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, path)
+        arrays = {k: np.ascontiguousarray(v) for k, v in state.items()}
+        with whole_files.writing(path) as partial:
+            safetensors.numpy.save_file(arrays, partial)
     elif path.suffix in _TORCH_SUFFIXES:
         torch = _torch(path)
-        torch.save({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, path)
+        tensors = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
+        with whole_files.writing(path) as partial:
+            torch.save(tensors, partial)
     else:
         raise ValueError(
             f"`path` (={path}) must end in .safetensors or one of {', '.join(_TORCH_SUFFIXES)}; "

@@ -1,5 +1,6 @@
 #include "runtime/plan_file.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <map>
@@ -90,16 +91,17 @@ PlanFile read_plan(const uint8_t* data, size_t bytes) {
   Reader head{data + 8, kHeader - 8};
   const auto version = head.number<uint32_t>(), count = head.number<uint32_t>();
   const auto size = head.number<uint64_t>();
-  const auto expected = head.number<uint32_t>();
+  const auto expected = head.number<uint32_t>(), zero = head.number<uint32_t>();
   if (version > SKIPCONV_FILE_VERSION)
     throw PlanError(SKIPCONV_ERROR_VERSION, "a plan of version " + std::to_string(version) +
                                                 "; this library reads up to " +
                                                 std::to_string(SKIPCONV_FILE_VERSION));
   if (size != bytes) bad("cut: " + std::to_string(bytes) + " of " + std::to_string(size) + " bytes");
   if (count > (bytes - kHeader) / kEntry) bad("damaged: its table of sections");
-  if (crc32(data + kHeader, count * kEntry, crc32(data, kSigned)) != expected)
+  if (zero || crc32(data + kHeader, count * kEntry, crc32(data, kSigned)) != expected)
     bad("damaged: its table of sections");
   std::map<std::string, std::pair<const uint8_t*, size_t>> sections;
+  std::vector<std::pair<size_t, size_t>> parts = {{0, kHeader + count * kEntry}};
   for (uint32_t i = 0; i < count; i++) {
     const uint8_t* entry = data + kHeader + i * kEntry;
     Reader in{entry + 4, kEntry - 4};
@@ -109,6 +111,15 @@ PlanFile read_plan(const uint8_t* data, size_t bytes) {
     if (offset > bytes || length > bytes - offset || crc32(data + offset, length) != crc)
       bad("damaged: section " + tag);
     sections[tag] = {data + offset, (size_t)length};
+    parts.emplace_back(offset, offset + length);
+  }
+  // What no sum covers is zero, so that a file is the one that was written or refused.
+  parts.emplace_back(bytes, bytes);
+  std::sort(parts.begin(), parts.end());
+  for (size_t i = 1; i < parts.size(); i++) {
+    const size_t last = parts[i - 1].second, first = parts[i].first;
+    if (first < last || !std::all_of(data + last, data + first, [](uint8_t b) { return !b; }))
+      bad("damaged: bytes between its sections");
   }
   for (const char* tag : {"WORD", "WGHT", "GATE", "DESC", "META"})
     if (!sections.count(tag)) bad(std::string("damaged: no section ") + tag);

@@ -177,8 +177,11 @@ class Camera:
         age = None if self._last is None else now - self._last
         state, reason = self._state, self._reason
         silent = now - max(self._since, self._last or 0.0)
-        if state == "live" and silent > self._connection.stall_seconds:
-            # A thread that hangs can't say so itself.
+        patience = self._connection.stall_seconds
+        if state == "connecting":
+            patience += self._connection.open_seconds
+        if state in ("live", "connecting") and silent > patience:
+            # A thread that hangs can't say so itself, nor one that never sees a whole frame.
             state, reason = "stalled", f"no frame for {silent:.0f} s"
         return Status(
             self.name,

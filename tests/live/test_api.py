@@ -232,9 +232,20 @@ def test_the_page_shows_cameras_boxes_blocks_and_costs(secured, tmp_path):
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(f"{secured}/#{TOKEN}")
+        # Looked at from here: the page's own rules let nothing in it evaluate text.
         page.wait_for_selector('article[data-camera="front"] .state.live')
-        page.wait_for_function("document.getElementById('connection').textContent == 'connected'")
-        page.wait_for_function("cards.get('front').costs.length > 40 && cards.get('front').image")
+        until(
+            lambda: page.evaluate(
+                "document.getElementById('connection').textContent == 'connected'"
+            ),
+            30,
+        )
+        until(
+            lambda: page.evaluate(
+                "cards.get('front').costs.length > 40 && Boolean(cards.get('front').image)"
+            ),
+            30,
+        )
         text = page.inner_text('article[data-camera="front"]')
         lost = page.inner_text('article[data-camera="lost"] .state')
         colours = page.evaluate(
@@ -256,8 +267,11 @@ def test_the_page_shows_cameras_boxes_blocks_and_costs(secured, tmp_path):
         page.screenshot(path=str(tmp_path / "page.png"))
         page.goto("about:blank")
         page.goto(f"{secured}/#not-the-token-it-is")
-        page.wait_for_function(
-            "document.getElementById('connection').textContent.includes('token')"
+        until(
+            lambda: page.evaluate(
+                "document.getElementById('connection').textContent.includes('token')"
+            ),
+            30,
         )
         refused = list(said)
         browser.close()

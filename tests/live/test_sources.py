@@ -187,8 +187,10 @@ def test_damaged_packets_are_left_out_up_to_the_next_key_frame(rtsp, clip, tmp_p
     assert np.array_equal(after.pixels(), whole[10]), "the next key frame"
 
 
-def test_damage_can_be_kept(clip, tmp_path):
-    path = _damaged(tmp_path / "damaged.h264", clip)
+@pytest.mark.parametrize("slices", [1, 4])
+def test_damage_can_be_kept(tmp_path, slices):
+    clip = write_clip(tmp_path / "clip.h264", form="h264", slices=slices)
+    path = _damaged(tmp_path / "damaged.h264", clip, [7 * slices + slices // 2])
     frames = []
     for damaged in ("drop", "keep"):
         fifo = tmp_path / f"pipe_{damaged}"
@@ -283,6 +285,16 @@ def test_a_source_whose_thread_hangs_is_shown_as_stalled():
         until(lambda: seen.camera.status().state == "stalled")
         assert "no frame for" in seen.camera.status().reason
         ended.set()
+
+
+def test_a_connection_that_never_brings_a_whole_frame_is_shown_as_stalled():
+    def waits(address, connection, counts, stop):
+        stop.wait(10)
+        yield from ()
+
+    with Collected("none", Connection(open_seconds=0.1, stall_seconds=0.1), open_=waits) as seen:
+        assert seen.camera.status().state == "connecting"
+        until(lambda: seen.camera.status().state == "stalled")
 
 
 class Moving:

@@ -11,7 +11,7 @@ function card(name) {
   node.dataset.camera = name;
   node.querySelector(".name").textContent = name;
   document.getElementById("grid").append(node);
-  const made = { node, costs: [], image: null, row: null, asked: 0, busy: false };
+  const made = { node, costs: [], image: null, row: null, asked: 0, busy: false, seeded: false };
   cards.set(name, made);
   return made;
 }
@@ -89,7 +89,10 @@ function describe(c, status) {
     `${status.fps.toFixed(1)} fps, ${(100 * mean).toFixed(1)}% of the dense cost${late}; ` +
     `${status.answered} answers, ${status.dropped} dropped, ${status.resets} resets, ` +
     `${status.reconnects} reconnects`;
-  if (!c.costs.length) c.costs.push(...costs);
+  if (!c.seeded) {
+    c.seeded = true;
+    c.costs = [...costs]; // what was before the page
+  }
 }
 
 async function statuses() {
@@ -124,9 +127,9 @@ function listen(delay) {
     const row = JSON.parse(event.data), c = card(row.camera);
     c.row = row;
     c.costs.push(row.share);
+    drawCost(c);
     await picture(row.camera, c);
     drawPicture(c);
-    drawCost(c);
   };
   socket.onclose = () => {
     said.textContent = "connection lost";

@@ -9,9 +9,10 @@ the first, dense frame is left out of times and MACs.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -89,9 +90,9 @@ class Contest:
         return self.at(high)
 
 
-def main() -> None:
-    """Parses arguments, measures, prints and writes the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The parser of what is measured."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("network", type=pathlib.Path)
     parser.add_argument("--preset", required=True, choices=sorted(PRESETS))
     parser.add_argument("--video", required=True)
@@ -100,9 +101,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--block", type=int, default=8)
     parser.add_argument("--targets", type=float, nargs="*", default=(2.5, 4.3, 8.0))
+    return parser
+
+
+def main() -> None:
+    """Parses arguments, measures, prints and writes the table."""
+    parser = arguments((__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
-    text = measure(args)
+    text = table(args, measure(args))
     print(text)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -122,14 +129,41 @@ def peers(network: pathlib.Path, frame: jax.Array, threads: int) -> dict[str, Ca
     return {"onnxruntime": lambda: session.run(None, {name: x}), "OpenVINO f32": lambda: infer(x)}
 
 
-def measure(args: argparse.Namespace) -> str:
-    """The table as text."""
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Milliseconds a frame by what ran, the plan's MACs by setting, and what they are of.
+
+    Attributes:
+      ms: by runtime or setting, in the order of the table.
+      peers: which of them are dense runtimes.
+      spent: mean MACs of a setting.
+      dense: MACs of the dense network.
+      state: bytes of state per stream.
+    """
+
+    ms: Mapping[str, float]
+    peers: Sequence[str]
+    spent: Mapping[str, float]
+    dense: float
+    state: int
+
+    def reduction(self, name: str) -> float:
+        """MACs of the dense network over those of a setting."""
+        return self.dense / max(self.spent[name], 1.0)
+
+    def gain(self, name: str) -> float:
+        """How many times faster than the fastest dense runtime of the run."""
+        return min(self.ms[peer] for peer in self.peers) / self.ms[name]
+
+
+def measure(args: argparse.Namespace) -> Measured:
+    """Plays the clip on every runtime and setting, in turns."""
     variables, fn = onnx.load(args.network)
     clip = frames_of(args)
     net = skip(fn, gate=InputNormGate(1e-3, block=args.block), policy=ClosedLoop())
     params, _ = net.init(variables, clip[0])
     plan = compile_plan(net, params, clip[0], engine="native")
-    contest, dense = Contest(plan), plan.table.macs
+    contest = Contest(plan)
     rng = np.random.default_rng(0)
     top = float(jnp.max(clip[0]))
     noise = [jnp.asarray(rng.uniform(0, top, clip[0].shape), jnp.float32) for _ in clip]
@@ -149,18 +183,24 @@ def measure(args: argparse.Namespace) -> str:
             taken, spent[name] = contest.play(constants, frames)
             times[name].append(taken)
     ms = {name: float(np.median(np.asarray(t), 0).mean()) for name, t in times.items()}
-    best = min(ms[name] for name in others)
-    rows = [[name, f"{ms[name]:.2f}", "", f"{best / ms[name]:.2f}x", ""] for name in others]
-    for name in settings:
-        reduction, gain = dense / max(spent[name], 1.0), best / ms[name]
+    return Measured(ms, tuple(others), spent, float(plan.table.macs), plan.state_bytes())
+
+
+def table(args: argparse.Namespace, found: Measured) -> str:
+    """The table as text."""
+    rows = [
+        [name, f"{found.ms[name]:.2f}", "", f"{found.gain(name):.2f}x", ""] for name in found.peers
+    ]
+    for name in found.spent:
+        reduction, gain = found.reduction(name), found.gain(name)
         shown = f"{reduction:.2f}x" if name != "still" else ""
         ratio = f"{gain / reduction:.2f}" if name.startswith("video") else ""
-        rows.append([name, f"{ms[name]:.2f}", shown, f"{gain:.2f}x", ratio])
+        rows.append([name, f"{found.ms[name]:.2f}", shown, f"{gain:.2f}x", ratio])
     head = ["", "ms/frame", "MAC reduction", "time reduction", "time / MACs"]
     return (
         f"{args.network.name}, batch 1, float32, closed loop, block {args.block}, "
-        f"{native.num_threads()} threads, {native.isa()}, {args.rounds} rounds of {len(clip)} "
-        f"frames; state {plan.state_bytes() / 1e6:.0f} MB per stream\n\n{markdown(head, rows)}\n"
+        f"{native.num_threads()} threads, {native.isa()}, {args.rounds} rounds of {args.frames} "
+        f"frames; state {found.state / 1e6:.0f} MB per stream\n\n{markdown(head, rows)}\n"
     )
 
 

@@ -15,11 +15,15 @@ from skipconv_jax.ops import SkipState, init_state, skip_conv
 from skipconv_jax.ops.gates import Gate, InputNormGate
 from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.ops.masked_conv import implementation_name
-from skipconv_jax.ops.policies import Policy, Previous
+from skipconv_jax.ops.policies import ClosedLoop, Policy
 from skipconv_jax.program.walk import Site, Visitor, evaluate, find_sites, number_of_streams
 
 NetState = dict[str, SkipState]
 NetParams = dict[str, Any]
+
+SAFE_GATE = InputNormGate(1e-3, block=8)
+"""Gate of `skip(fn)`: with `ClosedLoop`, within 1 point of AP of the dense network on every trained
+detector and video of docs/results/defaults.md, which shows what a larger threshold gains."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,8 +225,12 @@ def skip(
         `x` leads with the axis of independent streams.
       rules: (pattern, `Rule` or None) pairs; the first whose shell-style pattern matches the name
         of a convolution (`stage4/*`) holds; None leaves it dense. Or a calibrated `GatePlan`.
-      gate: for convolutions no rule names; `InputNormGate()` by default.
-      policy: what residuals are taken against; `Previous()` (Eq. 3) by default.
+      gate: for convolutions no rule names; `SAFE_GATE`, `InputNormGate(1e-3, block=8)`, by default.
+      policy: what residuals are taken against; by default `ClosedLoop()`, whose error stays within
+        the gate's threshold however long a stream runs. `Previous()` is the paper's Eq. 3: what it
+        skips is lost until a reset, so that slow change adds up (trained detectors lose 10 to 60
+        points of AP within 120 frames, docs/results/defaults.md); take it with `Every` or for clips
+        of a few frames.
       implementation: of the masked convolution; None picks one per convolution.
 
     Returns:
@@ -252,8 +260,8 @@ def skip(
     for name in (implementation, *(r.implementation for _, r in pairs if r is not None)):
         implementation_name(name)
     default = Rule(
-        InputNormGate() if gate is None else gate,
-        Previous() if policy is None else policy,
+        SAFE_GATE if gate is None else gate,
+        ClosedLoop() if policy is None else policy,
         implementation,
     )
     return SkipNet(fn, pairs, default, book)

@@ -76,6 +76,7 @@ def compare(
     count: int,
     start: int,
     engine: str = "auto",
+    precision: str | None = None,
 ) -> Agreement:
     """Runs both over the same frames, without a reset.
 
@@ -85,14 +86,16 @@ def compare(
       source: of frames.
       count: most frames; 0 for all.
       start: first frame.
-      engine: of the skipped network; the dense one is XLA's.
+      engine: of the skipped network; the dense one is XLA's, in floats.
+      precision: of the skipped network, as for `compile_plan`.
 
     Raises:
       VideoError: too few frames.
     """
     params = with_gates(experiment, weights)
     frames = _frames(experiment, source, count, start)
-    plan = compile_plan(experiment.traced_net(weights["model"]), params, frames[0], engine=engine)
+    net = experiment.traced_net(weights["model"])
+    plan = compile_plan(net, params, frames[0], engine=engine, precision=precision)
 
     def both(outputs: Any) -> Any:
         return outputs, None if experiment.task is None else experiment.read(outputs)

@@ -39,6 +39,7 @@ class Settings:
       drift_every: frames between measurements against the dense network; 0 for none.
       drift_bound: relative error of the last layer past which a reference frame is taken.
       engine: as for `compile_plan`.
+      precision: as for `compile_plan`.
     """
 
     piece: int = 1
@@ -50,6 +51,7 @@ class Settings:
     drift_every: int = 0
     drift_bound: float = 0.1
     engine: str = "auto"
+    precision: str | None = None
 
     def resets(self) -> list[Any]:
         """The reset policies asked for."""
@@ -77,7 +79,12 @@ class NetworkStream:
         # The outputs are read before the next frame, so that they may stay where they are.
         net = experiment.traced_net(params["model"])
         plan = compile_plan(
-            net, params, experiment.frame(), engine=settings.engine, keep_outputs=True
+            net,
+            params,
+            experiment.frame(),
+            engine=settings.engine,
+            precision=settings.precision,
+            keep_outputs=True,
         )
         self.table, self.engine = plan.table, f"{plan.engine}: {plan.why}"
         guard = Guard.make(plan, settings.resets()) if settings.resets() else None

@@ -379,13 +379,13 @@ class ProgramBuilder:
     # -- layout ------------------------------------------------------------------------------------
     def finish(self) -> Program:
         """Lays out everything and gives the program."""
-        state = lay_out(self._tensors, self._ops)
+        arena = lay_out(self._tensors, self._ops)
         head: Mapping[str, int] = {
             "format": schema.digest(),
             "n_tensors": len(self._tensors),
             "n_ops": len(self._ops),
             "n_table": len(self._table),
-            "state": state,
+            "state": arena.size,
             "masks": self._mask_size,
             "n_in": len(self._inputs),
             "n_out": len(self._outputs),
@@ -399,12 +399,13 @@ class ProgramBuilder:
             words=np.asarray(words + self._table, np.int32),
             weights=self._weights.array(),
             gates=self._gates.array(),
-            state_size=state,
+            state_size=arena.size,
             mask_size=self._mask_size,
             masks=dict(self._masks),
             inputs=tuple(self._inputs),
             outputs=tuple(self._outputs),
             names=tuple(op.name or op.kind for op in self._ops),
+            kept=arena.kept,
         )
 
 

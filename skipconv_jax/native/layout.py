@@ -94,16 +94,33 @@ class TensorSpec:
         return {**shape, **border, **stored, "prev": self.prev}
 
 
+PURPOSES: Mapping[str, str] = {
+    "values": "every tensor as it is, which the next frame updates where it changes",
+    "references": "inputs as they were when a block last fired; written once one changes unfired",
+    "sums": "outputs before the activation, which a residual or a change is added to",
+    "scratch": "changes and old values, of one frame and shared among tensors",
+    "marks": "what changed, thresholds and norms that were seen",
+}
+"""What a stream's state is kept for, and why."""
+
+
 class Arena:
-    """Hands out 64-byte aligned ranges of one stream's state; the first line is the warm flag."""
+    """Hands out 64-byte aligned ranges of one stream's state; the first line is the warm flag.
+
+    Attributes:
+      size: floats in all.
+      kept: floats by what they are kept for, of `PURPOSES`.
+    """
 
     def __init__(self) -> None:
         self.size = 16
+        self.kept = dict.fromkeys(PURPOSES, 0)
 
-    def take(self, floats: int) -> int:
+    def take(self, floats: int, purpose: str) -> int:
         """Offset of a new range."""
         at = self.size
         self.size += round_up(floats, 16)
+        self.kept[purpose] += round_up(floats, 16)
         return at
 
 
@@ -128,9 +145,9 @@ def place(tensors: list[TensorSpec], arena: Arena) -> None:
         t = tensors[index]
         hp, wp = t.padded
         ch, cw = t.grid
-        t.cells = arena.take(4 + -(-2 * ch * cw // 4))
+        t.cells = arena.take(4 + -(-2 * ch * cw // 4), "marks")
         if t.needs_cur:
-            t.cur = arena.take(hp * wp * t.cs)
+            t.cur = arena.take(hp * wp * t.cs, "values")
         if not t.needs_delta:
             continue
         shape = (t.h, t.w, t.cs)
@@ -142,7 +159,8 @@ def place(tensors: list[TensorSpec], arena: Arena) -> None:
             t.delta, t.m = tensors[slot[0]].delta, tensors[slot[0]].m
             slot.append(index)
         else:
-            t.delta, t.m = arena.take(hp * wp * t.cs), arena.take(hp * wp + 16)
+            t.delta = arena.take(hp * wp * t.cs, "scratch")
+            t.m = arena.take(hp * wp + 16, "scratch")
             tenants.append([index])
     for tenants in slots.values():
         for slot in tenants:
@@ -168,7 +186,7 @@ def place_old(tensors: Sequence[TensorSpec], arena: Arena) -> None:
         held.append((at, size, t.old_dies))
         top = max(top, at + size)
         found.append((t, at, values))
-    base = arena.take(top)
+    base = arena.take(top, "scratch")
     for t, at, values in found:
         t.old = base + at
         if not t.needs_delta:
@@ -179,7 +197,7 @@ def place_op(op: OpRecord, tensors: Sequence[TensorSpec], arena: Arena) -> None:
     """Gives one operation the state of its own."""
     if op.kind == "spatial":
         x = tensors[op.sources[0]]
-        op.fields["z"] = arena.take(-(-x.h // REGION) * -(-x.w // REGION) * x.cs)
+        op.fields["z"] = arena.take(-(-x.h // REGION) * -(-x.w // REGION) * x.cs, "sums")
     if op.spec is not None:
         _place_conv(op.fields, op.spec, tensors[op.sources[0]], tensors[op.out], arena)
 
@@ -197,23 +215,23 @@ def _place_conv(
             f["z"] = out.cur + (out.low[0] * wp + out.low[1]) * out.cs
             f["zpitch"] = wp * out.cs
         else:
-            f["z"], f["zpitch"] = arena.take(out.h * out.w * out.cs), out.w * out.cs
+            f["z"], f["zpitch"] = arena.take(out.h * out.w * out.cs, "sums"), out.w * out.cs
     if policy == "closed_loop":
         rows, cols = (
             (spec.gate.block - 1) * s + e for s, e in zip(spec.strides, spec.extent, strict=True)
         )
-        f["ref"] = arena.take(blocks * rows * cols * x.cs)
+        f["ref"] = arena.take(blocks * rows * cols * x.cs, "references")
     if not previous:
         # The last threshold, then per block the last mask and whether a reference tile is kept.
-        f["sig"] = arena.take(1 + 2 * blocks)
+        f["sig"] = arena.take(1 + 2 * blocks, "marks")
     if policy == "accumulate":
-        f["acc"] = arena.take(blocks)
+        f["acc"] = arena.take(blocks, "marks")
     if f["nsrc"] == 2 and policy != "closed_loop":
-        f["top"] = arena.take(blocks * x.cs)
+        f["top"] = arena.take(blocks * x.cs, "marks")
 
 
-def lay_out(tensors: list[TensorSpec], ops: Sequence[OpRecord]) -> int:
-    """Places everything; floats of one stream's state."""
+def lay_out(tensors: list[TensorSpec], ops: Sequence[OpRecord]) -> Arena:
+    """Places everything in one stream's state."""
     arena = Arena()
     for op in ops:
         if op.kind != "output":
@@ -222,4 +240,4 @@ def lay_out(tensors: list[TensorSpec], ops: Sequence[OpRecord]) -> int:
     place_old(tensors, arena)
     for op in ops:
         place_op(op, tensors, arena)
-    return arena.size
+    return arena

@@ -85,6 +85,8 @@ class Lowering:
             case g.PReluNode():
                 return b.affine(x[0], act=activation("prelu", (), node.slope, x[0].c))
             case g.BinaryNode():
+                channels = max(r.c for r in x)
+                x = [r if r.c == channels else b.channels([r], (0,) * channels) for r in x]
                 swap = (x[0].h, x[0].w) == (1, 1) and (x[1].h, x[1].w) != (1, 1)
                 return b.binary(_FLIPPED[node.fn] if swap else node.fn, *(x[::-1] if swap else x))
             case g.UpsampleNode():

@@ -69,7 +69,9 @@ def _why_not(node: g.Node, shapes: Sequence[Shape]) -> str:
             return _unknown(node.fn, "Act")
         case g.BinaryNode():
             x, y, _ = shapes
-            fits = x[2] == y[2] and (x == y or (1, 1) in (x[:2], y[:2]))
+            fits = (x[2] == y[2] or 1 in (x[2], y[2])) and (
+                x[:2] == y[:2] or (1, 1) in (x[:2], y[:2])
+            )
             return _unknown(node.fn, "BinaryKind") or ("" if fits else f"broadcasts {x} and {y}")
         case g.PoolNode():
             return _unknown(node.fn, "PoolKind")
@@ -107,7 +109,7 @@ TAKEN: dict[type[g.Node], tuple[str, str]] = {
     g.PReluNode: ("One slope per channel.", ""),
     g.BinaryNode: (
         f"{', '.join(n for n in schema.names('BinaryKind') if not n.startswith('r'))}; of one "
-        "shape, or one of them one position.",
+        "shape, or one of them one position, or one channel.",
         "other broadcasts",
     ),
     g.UpsampleNode: ("Nearest, by a whole factor.", ""),

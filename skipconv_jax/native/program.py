@@ -52,6 +52,7 @@ class Program:
       masks: per convolution, where its blocks lie in the masks.
       inputs, outputs: `(h, w, c)` of each frame in and each result; `(n,)` of several maps.
       names: of the operations, in order, for profiles.
+      kept: floats of state by what they are kept for (`layout.PURPOSES`).
     """
 
     words: np.ndarray
@@ -63,6 +64,7 @@ class Program:
     inputs: tuple[tuple[int, int, int], ...]
     outputs: tuple[tuple[int, ...], ...]
     names: tuple[str, ...]
+    kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def init_state(self, batch: int) -> jax.Array:
         """State of `batch` fresh streams, `(batch, state_size)`; donate it."""

@@ -18,6 +18,7 @@ import numpy as np
 from skipconv_jax import macs
 from skipconv_jax.native import library, schema
 from skipconv_jax.native.builder import ProgramBuilder
+from skipconv_jax.native.layout import PURPOSES
 from skipconv_jax.native.lower import (
     FEW,
     Lowering,
@@ -230,12 +231,15 @@ class NativePlan(Plan):
         return 4 * (sum(p.state_size for p in self.programs) + kept)
 
     def report(self) -> str:
-        """What runs where: programs, and every operation left to XLA with the reason."""
+        """What runs where, what state holds and why, and every operation left to XLA."""
         native = sum(len(s.nodes) for s in self.segments)
         lines = [
             f"{native} operations in {len(self.segments)} native call(s), "
             f"{self.state_bytes() / 1e6:.1f} MB of state per stream"
         ]
+        for purpose, why in PURPOSES.items():
+            floats = sum(p.kept.get(purpose, 0) for p in self.programs)
+            lines += [f"state: {4 * floats / 1e6:.1f} MB {purpose}: {why}"] if floats else []
         others = [*self.before, *(n for s in self.segments for n in s.after)]
         lines += [
             f"XLA: {why_not(n, self.graph.avals) or 'goes on with a frame'} (tensor {n.output})"

@@ -73,6 +73,16 @@ def test_xla_goes_on_with_a_frame_it_has_made(plan, variables):
     np.testing.assert_allclose(y, _network(variables, frame), rtol=2e-5, atol=2e-4)
 
 
+def test_the_report_says_what_state_is_kept_and_why(plan):
+    (program,) = plan.programs
+    kept = {name: floats for name, floats in program.kept.items() if floats}
+    assert set(kept) == {"values", "references", "scratch", "marks"}
+    assert sum(kept.values()) + 16 == program.state_size
+    lines = [line for line in plan.report().splitlines() if line.startswith("state: ")]
+    assert len(lines) == len(kept)
+    assert any("references: inputs as they were when a block last fired" in line for line in lines)
+
+
 def test_what_can_not_be_profiled(plan, variables):
     with pytest.raises(ValueError, match="at least two"):
         profile(plan, [_noise()])

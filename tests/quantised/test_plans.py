@@ -91,6 +91,28 @@ def test_thresholds_change_without_compiling_anew(network):
     assert all(float(m.sum()) == 0 for m in plan.fired(masks).values())
 
 
+def test_frames_as_cameras_give_them_enter_the_integers(network):
+    """Bytes, channels last, turned and shifted by a preset: all convolutions stay int8."""
+    variables, fn = network
+
+    def prepared(v, x):
+        return fn(v, x[..., ::-1].astype(jnp.float32).transpose(0, 3, 1, 2) / 64 - 2)
+
+    net = skipconv.skip(prepared, gate=InputNormGate(0.0, block=4))
+    x = jax.ShapeDtypeStruct((1, 12, 16, 3), np.uint8)
+    params, _ = net.init(variables, x)
+    plan = compile_plan(net, params, x, engine="auto", precision="int8")
+    assert plan.engine == "folded"
+    assert "6 convolutions of int8" in plan.report()
+    rng = np.random.default_rng(1)
+    shown, state = rng.integers(0, 256, (1, 12, 16, 3)).astype(np.uint8), plan.init_state()
+    y, state, _ = plan.step(state, jnp.asarray(shown))
+    again, state, masks = plan.step(state, jnp.asarray(shown))
+    np.testing.assert_array_equal(again, y)
+    assert all(float(m.sum()) == 0 for m in plan.fired(masks).values())
+    assert np.isfinite(np.asarray(y)).all()
+
+
 def test_precision_is_asked_for_by_name(network):
     with pytest.raises(ValueError, match=r"`precision` \(='int4'\) must be one of"):
         _plan(network, 0.0, "closed_loop", precision="int4")

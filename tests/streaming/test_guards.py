@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from skipconv_jax import skip
-from skipconv_jax.ops import ClosedLoop, InputNormGate
+from skipconv_jax.ops import ClosedLoop, InputNormGate, Previous
 from skipconv_jax.streaming.guards import Drift, Every, Guard, SceneCut, dense_outputs, first_firing
 
 SHAPE = (2, 32, 32, 3)
@@ -48,7 +48,9 @@ def _clip(scenes, frames=12):
 def _run(policies, clip, gate=None, streams=None, network_policy=None):
     """Reports of a compiled scan, and each frame's firing share of the first layer."""
     variables = _variables()
-    net = skip(_network, gate=gate or InputNormGate(0.02, block=4), policy=network_policy)
+    net = skip(
+        _network, gate=gate or InputNormGate(0.02, block=4), policy=network_policy or Previous()
+    )
     guard = Guard.make(net, variables, clip[0], policies)
     params, state = net.init(variables, clip[0])
 

@@ -248,6 +248,40 @@ def test_a_lost_cluster_is_noticed_and_a_variable_rate_is_none(tmp_path):
     assert [frame.event for frame in Source(tmp_path / "c.mkv")] == [""] * len(varying)
 
 
+def _not_coded(second, tick):
+    """An MPEG-4 picture of a header alone, "as the one before", with 25 ticks a second."""
+    bits = "01" + "1" * second + "0" + "1" + f"{tick:05b}" + "1" + "0"
+    bits += "0" + "1" * (-(len(bits) + 1) % 8)
+    return b"\0\0\1\xb6" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def test_pictures_that_are_not_coded_repeat_the_one_before(tmp_path):
+    """N-VOPs, as encoders of phones and cameras write where nothing moves."""
+    path, rng = tmp_path / "a.mp4", np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.gop_size = 100
+        packets = []
+        for time in (0, 1, 2, 4, 5):  # the encoder never sees a picture 3
+            image = rng.integers(0, 256, (32, 48, 3), np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 25)
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        repeated = av.Packet(_not_coded(0, 3))
+        repeated.stream, repeated.time_base = stream, packets[0].time_base
+        tick = Fraction(1, 25) / packets[0].time_base
+        repeated.pts = repeated.dts = int(3 * tick)
+        repeated.duration = int(tick)
+        for packet in (*packets[:3], repeated, *packets[3:]):
+            container.mux(packet)
+    frames = list(Source(path))
+    assert [frame.event for frame in frames] == [""] * 6
+    np.testing.assert_array_equal(frames[3].image, frames[2].image)
+    assert np.any(frames[4].image != frames[3].image)
+
+
 def test_frames_an_encoder_repeats_are_frames(tmp_path):
     """An AVI file has a packet of no bytes where the frame before is to be shown again."""
     times = [0, 1, 2, 5, 6, 9]

@@ -14,7 +14,10 @@ import chex
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
+from skipconv_jax.commands import common
 from skipconv_jax.training.checkpoints import Checkpoints, DamagedCheckpointError
 from skipconv_jax.training.loop import Options, TrainingDiverged, run
 from skipconv_jax.training.run_lock import LockedError, run_lock
@@ -220,6 +223,24 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over_when_asked(copied,
     assert int(again.step) == 4
     assert Checkpoints(folder).whole() == [2, 4]
     assert (folder / "4.damaged").is_dir(), "damaged files are kept"
+
+
+def test_eval_and_stream_pass_it_over_by_the_flag(copied, monkeypatch):
+    """Without `--newest_whole` the damage is named, and the flag with it."""
+    _damage(copied / "dense" / "checkpoints" / "4", "flip")
+    # Of a run's folder, a command reads its weights alone: no experiment is asked.
+    with pytest.raises(DamagedCheckpointError, match="--newest_whole"):
+        common.load_weights(None, copied / "dense")
+    parsed = flags.FLAGS.is_parsed()
+    flags.FLAGS.mark_as_parsed()
+    try:
+        with flagsaver.as_parsed(newest_whole="true"):
+            label, weights = common.load_weights(None, copied / "dense")
+    finally:
+        if not parsed:
+            flags.FLAGS.unparse_flags()
+    assert label == "dense@2"
+    assert weights["model"]["params"]
 
 
 def test_two_trainings_in_one_folder_are_refused_and_a_killed_one_is_not_in_the_way(tmp_path):

@@ -31,6 +31,7 @@ from skipconv_jax.commands.evaluate import (
 from skipconv_jax.config import set_gate
 from skipconv_jax.ops import POLICY_NAMES
 from skipconv_jax.plans import ENGINES
+from skipconv_jax.plans.base import PRECISIONS
 from skipconv_jax.streaming.sources import open_source
 from skipconv_jax.tasks import DENSE, GATED, build
 from skipconv_jax.viz.charts import stage_chart
@@ -46,6 +47,9 @@ _BASELINE = flags.DEFINE_string(
 )
 _ENGINE = flags.DEFINE_enum(
     "engine", "auto", [*ENGINES, "xla"], "what runs the skipped network, as for `skipconv stream`"
+)
+_PRECISION = flags.DEFINE_enum(
+    "precision", None, PRECISIONS, "with --video: int8 of a quantised network, as for stream"
 )
 _VIDEO = flags.DEFINE_string("video", None, "video for --onnx or --fn: agreement with the dense")
 _FRAMES = flags.DEFINE_integer("frames", 120, "most frames of --video, 0 for all", lower_bound=0)
@@ -102,7 +106,13 @@ def _agreement() -> None:
         )
     experiment, weights = brought.experiment(common.gate_flags(), _POLICY.value)
     found = agreement.compare(
-        experiment, weights, open_source(_VIDEO.value), _FRAMES.value, _START.value, _ENGINE.value
+        experiment,
+        weights,
+        open_source(_VIDEO.value),
+        _FRAMES.value,
+        _START.value,
+        _ENGINE.value,
+        _PRECISION.value,
     )
     agreement.write(found, brought.workdir())
     print(json.dumps(found.to_dict(), indent=1) if _JSON.value else agreement.report(found))

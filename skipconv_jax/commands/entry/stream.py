@@ -21,6 +21,7 @@ from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.config import set_gate
 from skipconv_jax.ops import POLICY_NAMES
 from skipconv_jax.plans import ENGINES
+from skipconv_jax.plans.base import PRECISIONS
 from skipconv_jax.streaming.sources import open_source
 from skipconv_jax.tasks import Experiment, build
 
@@ -51,6 +52,9 @@ _SCORE = flags.DEFINE_float("min_score", 0.2, "joints or boxes with less confide
 
 _ENGINE = flags.DEFINE_enum(
     "engine", "auto", [*ENGINES, "xla"], "what runs the network (xla: plain); one line says why"
+)
+_PRECISION = flags.DEFINE_enum(
+    "precision", None, PRECISIONS, "int8 of a quantised network; default what it and the engine say"
 )
 
 
@@ -96,6 +100,7 @@ def main(argv: Sequence[str]) -> int:
         _DRIFT.value,
         _BOUND.value,
         _ENGINE.value,
+        _PRECISION.value,
     )
     experiment, label, weights, folder = _trained()
     out = Path(_OUT.value) if _OUT.value else folder / "stream" / source.path.stem

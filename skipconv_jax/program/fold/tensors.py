@@ -84,7 +84,9 @@ class Tensors:
             back = tuple(self.order.index(axis) for axis in range(4))
             if order == back and view.shape == self.shape(maker.inputs[0]):
                 return maker.inputs[0]
-        dtype = self.avals[view.ref].dtype
+        dtype, shape = self.avals[view.ref].dtype, self.shape(view.ref)
+        if len(view.dims) == 2 and len(shape) == 4 and is_whole(view.as_position(), shape):
+            return self.make(lambda out: g.ReshapeNode((view.ref,), out), view.shape, dtype)
         return self.make(lambda out: g.LayoutNode((view.ref,), out, view), view.shape, dtype)
 
     def roles(self, *views: View) -> tuple[int, ...]:
@@ -94,6 +96,11 @@ class Tensors:
             order = is_whole(view, shape) if len(shape) == len(view.dims) == 4 else None
             if order is not None:
                 return tuple(order.index(axis) for axis in range(4))
+            if len(shape) == 2 and len(view.dims) == 4:
+                # A vector's channels are where they are, whatever the layout of maps.
+                of = [i for i in (1, 2, 3) if any(a.axis == 1 for a in view.dims[i])]
+                if len(of) == 1:
+                    return (0, *(i for i in (1, 2, 3) if i != of[0]), of[0])
         return self.order
 
     def map(self, view: View, roles: Sequence[int]) -> Ref:

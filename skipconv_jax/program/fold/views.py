@@ -50,6 +50,11 @@ class View:
         """Axes in another order."""
         return dataclasses.replace(self, dims=tuple(self.dims[i] for i in order))
 
+    def as_position(self) -> "View":
+        """`(B, C)` as `(B, 1, 1, C)`."""
+        batch, channels = self.dims
+        return dataclasses.replace(self, dims=(batch, (), (), channels))
+
     def on(self, ref: Ref) -> "View":
         """The same view of another tensor of the same shape."""
         return dataclasses.replace(self, ref=ref)

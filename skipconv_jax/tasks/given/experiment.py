@@ -20,13 +20,10 @@ from skipconv_jax.tasks.detection.experiment import DetectionScorer
 from skipconv_jax.tasks.detection.metrics import AveragePrecision
 from skipconv_jax.tasks.detection.predictions import Predictions
 from skipconv_jax.tasks.given.view import PlacedBoxes, RawView
-from skipconv_jax.transform import SkipNet
+from skipconv_jax.transform import SAFE_GATE, SkipNet
 
 TASKS = ("detection", "raw")
 _CANDIDATES, _KEEP = 300, 100
-# The smallest absolute threshold that `benchmarks.defaults` was run with (32 frames a video): at
-# 1e-2 FastestDet hardly sees anything change.
-SAFE_THRESHOLD, SAFE_BLOCK = 1e-3, 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -225,7 +222,7 @@ def configuration(
     config = base("given")
     with config.unlocked():
         config.input = ConfigDict({"height": network.size[0], "width": network.size[1]})
-        safe = {"name": "input_norm", "threshold": SAFE_THRESHOLD, "block": SAFE_BLOCK}
+        safe = {"name": "input_norm", **dataclasses.asdict(SAFE_GATE)}
         config.skip.gate = ConfigDict(safe, type_safe=False)
         config.skip.policy = policy or "closed_loop"
     return set_gate(config, *gate)

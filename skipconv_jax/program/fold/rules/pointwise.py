@@ -1,5 +1,6 @@
 """What works element by element: arithmetic, functions of one number, comparisons."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,6 +65,10 @@ def _binary(reader: Reader, name: str, left: View, right: View) -> View | None:
     if reader.shape(left.ref) == reader.shape(right.ref) and _same(left, right):
         shape = reader.shape(left.ref)
         return left.on(reader.make(lambda o: g.BinaryNode((left.ref, right.ref), o, name), shape))
+    if len(left.dims) == 2:
+        # Vectors `(B, C)` as maps of one position.
+        made = _binary(reader, name, left.as_position(), right.as_position())
+        return None if made is None else dataclasses.replace(made, dims=made.dims[::3])
     if len(left.dims) != 4:
         return None
     roles = reader.roles(left, right)

@@ -8,6 +8,7 @@ import numpy as np
 from skipconv_jax.program.fold import nodes as g
 from skipconv_jax.program.fold.reader import Reader, Rule
 from skipconv_jax.program.fold.views import (
+    Ref,
     View,
     laid,
     reshape,
@@ -47,8 +48,15 @@ def _pair(values: Sequence[Any]) -> tuple[int, int]:
 def _reduce(reader: Reader, eqn: Any, values: list[Any]) -> View | None:
     """Over all positions `(B, C)`, or over all channels."""
     (x,), axes = values[:1], set(eqn.params["axes"])
+    if len(x.dims) == 2 and axes == {1} and eqn.outvars[0].aval.dtype == np.float32:
+        ref = reader.map(x.as_position(), (0, 1, 2, 3))
+        return _over_channels(reader, eqn, ref, (0, 1, 2, 3), [0])
     if len(x.dims) not in (3, 4) or eqn.outvars[0].aval.dtype != np.float32:
         return None
+    if len(x.dims) == 4 and len(reader.shape(x.ref)) == 2:
+        roles = reader.roles(x)
+        ref = reader.map(x, roles)
+        x = laid(ref, reader.shape(ref), roles)
     stored = reader.shape(x.ref)
     if len(stored) != 4:
         return None
@@ -68,12 +76,18 @@ def _reduce(reader: Reader, eqn: Any, values: list[Any]) -> View | None:
         node = g.SpatialMaxNode if maximum else g.SpatialSumNode
         made = reader.make(lambda o: node((ref,), o), (shape[0], shape[3]))
         return whole(made, (shape[0], shape[3]), [0 if i == roles[0] else 1 for i in left])
-    if axes == {roles[3]}:
-        fn = "max" if maximum else "sum"
-        made = reader.make(lambda o: g.ReduceNode((ref,), o, fn), (*shape[:3], 1))
-        kept = whole(made, (*shape[:3], 1))
-        return View(made, tuple(kept.dims[list(roles).index(i)] for i in left), kept.offsets)
-    return None
+    return _over_channels(reader, eqn, ref, roles, left) if axes == {roles[3]} else None
+
+
+def _over_channels(
+    reader: Reader, eqn: Any, ref: Ref, roles: Sequence[int], left: Sequence[int]
+) -> View:
+    """A map of one channel, of which the axes `left` of the array are kept."""
+    fn = "max" if eqn.primitive.name == "reduce_max" else "sum"
+    shape = (*reader.shape(ref)[:3], 1)
+    made = reader.make(lambda o: g.ReduceNode((ref,), o, fn), shape)
+    kept = whole(made, shape)
+    return View(made, tuple(kept.dims[list(roles).index(i)] for i in left), kept.offsets)
 
 
 RULES: dict[str, Rule] = {

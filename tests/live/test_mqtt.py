@@ -105,8 +105,6 @@ def test_a_wrong_password_is_no_connection(tmp_path):
     port = free_port()
     with _broker(port, tmp_path):
         broker = Broker("127.0.0.1", port, "cams", "me", "wrong")
-        with pytest.raises(OSError, match="no connection to the broker"):
-            broker.write("door", b"{}")
         until(lambda: "Not authorized" in broker.refused or "not authorised" in broker.refused)
         with pytest.raises(OSError, match="refuses"):
             broker.write("door", b"{}")

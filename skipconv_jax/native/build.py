@@ -32,9 +32,14 @@ PER_ISA = (
     "ops/op_input.cpp",
     "ops/op_output.cpp",
     "ops/op_pixels.cpp",
+    "ops/op_qconv.cpp",
+    "ops/op_qedges.cpp",
+    "ops/op_qpixels.cpp",
     "ops/op_spatial.cpp",
     "runtime/engine.cpp",
 )
+# The int8 kernels, once per set that differs in how it multiplies bytes.
+INT8 = "kernels/int8_table.cpp"
 _ONCE = (
     "runtime/pool.cpp",
     "runtime/platform.cpp",
@@ -71,6 +76,12 @@ _X86 = {
 }
 
 
+_VNNI = {
+    "avx512_vnni": (16, (*_X86["avx512"][1], "-mavx512vnni")),
+    "avx_vnni": (8, (*_X86["avx2"][1], "-mavxvnni")),
+}
+
+
 class BuildError(RuntimeError):
     """The native engine could not be compiled."""
 
@@ -91,6 +102,11 @@ def variants() -> dict[str, tuple[int, tuple[str, ...]]]:
         return {"neon": (4, ())}
     portable: dict[str, tuple[int, tuple[str, ...]]] = {"portable": (4, ())}
     return portable | (_X86 if machine() in ("x86_64", "AMD64") else {})
+
+
+def int8_variants() -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Vector width and compiler flags of each set of int8 kernels of `machine()`."""
+    return variants() | (_VNNI if machine() in ("x86_64", "AMD64") else {})
 
 
 def compiler() -> str | None:
@@ -135,7 +151,7 @@ def _schema() -> ModuleType:
 
 def digest() -> str:
     """Hash of everything the library depends on."""
-    parts = [repr((_COMMON, _FLOAT, _LINK, sorted(variants().items())))]
+    parts = [repr((_COMMON, _FLOAT, _LINK, sorted(int8_variants().items())))]
     root = source_dir()
     parts += [
         p.relative_to(root).as_posix() + p.read_text()
@@ -268,8 +284,8 @@ def _build_to(target: pathlib.Path, cxx: str, headers: pathlib.Path) -> None:
             command = [cxx, *_COMMON, f"-I{src}", *flags, "-c", str(src / source)]
             jobs.append([*command, "-o", objects[-1]])
 
-        for isa, (width, flags) in variants().items():
-            for source in PER_ISA:
+        for isa, (width, flags) in int8_variants().items():
+            for source in (*(PER_ISA if isa in variants() else ()), INT8):
                 compile_to(isa, source, *_FLOAT, *flags, f"-DSKC_ISA={isa}", f"-DSKC_VW={width}")
         for source in _ONCE:
             compile_to("any", source, f"-I{headers}")

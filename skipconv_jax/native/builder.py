@@ -52,7 +52,9 @@ class ProgramBuilder:
         if kind != "output":
             self._tensors[out.index].born = len(self._ops)
         ones = [1] * schema.MAX_SOURCES
-        values: dict[str, Any] = dict.fromkeys(("res", "w", "bias", "z", "ref", "acc", "sig"), -1)
+        values: dict[str, Any] = dict.fromkeys(
+            ("res", "w", "bias", "z", "ref", "acc", "sig", "lut"), -1
+        )
         values |= {"out": out.index, "nsrc": len(sources), "fh": ones, "fw": ones}
         values |= {"kind": schema.value("OpKind", kind), "src": [s.index for s in sources]}
         values |= self._act(Activation.of(fields.pop("act", "none"))) | fields

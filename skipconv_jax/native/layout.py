@@ -29,7 +29,8 @@ class OpRecord:
       sources: tensors it reads.
       out: tensor it makes.
       name: of a convolution.
-      spec: of a convolution.
+      spec: of a convolution of floats.
+      state: floats of the state that a field of the record is the offset of.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class OpRecord:
     out: int
     name: str = ""
     spec: ConvSpec | None = None
+    state: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -63,6 +65,15 @@ class TensorSpec:
     old: int = -1
     cells: int = -1
     prev: int = -1
+    bytes: bool = False  # a value is a byte; nothing but values is stored
+    zero: int = -1  # of bytes: the border's; -1 as long as nobody reads it
+
+    @property
+    def stored(self) -> int:
+        """Floats that the values take, border included."""
+        hp, wp = self.padded
+        size = hp * wp * self.cs
+        return -(-size // 4) if self.bytes else size
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -91,7 +102,8 @@ class TensorSpec:
         border = {"pt": self.low[0], "pl": self.low[1], "Hp": hp, "Wp": wp, "ch": ch, "cw": cw}
         stored = {"cur": self.cur, "delta": self.delta, "m": self.m, "cells": self.cells}
         stored["old"] = self.old
-        return {**shape, **border, **stored, "prev": self.prev}
+        of_bytes = {"bytes": int(self.bytes), "zero": max(self.zero, 0)}
+        return {**shape, **border, **stored, **of_bytes, "prev": self.prev}
 
 
 PURPOSES: Mapping[str, str] = {
@@ -128,7 +140,8 @@ def unify_borders(tensors: list[TensorSpec]) -> None:
     """Gives tensors of one shape one border, so that they can share scratch."""
     classes: dict[tuple[int, int, int], list[TensorSpec]] = {}
     for t in tensors:
-        classes.setdefault((t.h, t.w, t.cs), []).append(t)
+        if not t.bytes:
+            classes.setdefault((t.h, t.w, t.cs), []).append(t)
     for same in classes.values():
         low = tuple(max(t.low[i] for t in same) for i in (0, 1))
         high = tuple(max(t.high[i] for t in same) for i in (0, 1))
@@ -147,7 +160,7 @@ def place(tensors: list[TensorSpec], arena: Arena) -> None:
         ch, cw = t.grid
         t.cells = arena.take(4 + -(-2 * ch * cw // 4), "marks")
         if t.needs_cur:
-            t.cur = arena.take(hp * wp * t.cs, "values")
+            t.cur = arena.take(t.stored, "values")
         if not t.needs_delta:
             continue
         shape = (t.h, t.w, t.cs)
@@ -198,6 +211,8 @@ def place_op(op: OpRecord, tensors: Sequence[TensorSpec], arena: Arena) -> None:
     if op.kind == "spatial":
         x = tensors[op.sources[0]]
         op.fields["z"] = arena.take(-(-x.h // REGION) * -(-x.w // REGION) * x.cs, "sums")
+    for field, floats in op.state.items():
+        op.fields[field] = arena.take(floats, "references" if field == "ref" else "marks")
     if op.spec is not None:
         _place_conv(op.fields, op.spec, tensors[op.sources[0]], tensors[op.out], arena)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 TARGET = "skipconv_jax_execute"
 _ISA = ("portable", "avx2", "avx512", "neon")
+_VNNI = {"avx_vnni": "avx2", "avx512_vnni": "avx512"}  # sets of int8 kernels, and the float ones'
 _OFF = ("0", "off", "no", "false")
 
 
@@ -34,10 +35,12 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
         return None, f"{path.name} does not load: {error}; delete it and build again"
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(execute), platform="cpu")
     lib.skipconv_profile.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_double), ctypes.c_int]
-    if wanted and _ISA.index(wanted) > lib.skipconv_isa():
+    lib.skipconv_int8_isa.restype = ctypes.c_char_p
+    lacking = wanted in _VNNI and lib.skipconv_int8_isa().decode() != wanted
+    if wanted and (lacking or _ISA.index(_VNNI.get(wanted, wanted)) > lib.skipconv_isa()):
         warnings.warn(
             f"SKIPCONV_JAX_ISA={wanted} is more than this CPU has; the engine runs "
-            f"{_ISA[lib.skipconv_isa()]} code.",
+            f"{_ISA[lib.skipconv_isa()]} code, {lib.skipconv_int8_isa().decode()} for int8.",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -58,10 +61,10 @@ def _settings() -> str:
       ValueError: a variable whose value the library would misread.
     """
     wanted = os.environ.get("SKIPCONV_JAX_ISA", "")
-    if wanted and wanted not in _ISA:
+    if wanted and wanted not in (*_ISA, *_VNNI):
         raise ValueError(
-            f"the environment variable SKIPCONV_JAX_ISA (={wanted!r}) must be one of {_ISA}; unset "
-            "it to use the best this CPU has."
+            f"the environment variable SKIPCONV_JAX_ISA (={wanted!r}) must be one of "
+            f"{(*_ISA, *_VNNI)}; unset it to use the best this CPU has."
         )
     threads = os.environ.get("SKIPCONV_JAX_NUM_THREADS", "")
     if threads and not (threads.isascii() and threads.isdigit() and 0 < int(threads) <= 64):
@@ -92,6 +95,11 @@ def load() -> ctypes.CDLL:
 def isa() -> str:
     """Instruction set in use: 'avx512', 'avx2', 'portable' (as SKIPCONV_JAX_ISA says) or 'neon'."""
     return _ISA[load().skipconv_isa()]
+
+
+def int8_isa() -> str:
+    """Instruction set of the int8 kernels: that of `isa()`, or 'avx512_vnni', 'avx_vnni'."""
+    return str(load().skipconv_int8_isa().decode())
 
 
 def num_threads() -> int:

@@ -5,14 +5,15 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from skipconv_jax.native import schema
-from skipconv_jax.native.builder import ProgramBuilder
+from skipconv_jax.native import lower_quantised, schema
+from skipconv_jax.native.byte_builder import ByteBuilder
 from skipconv_jax.native.layout import Ref
-from skipconv_jax.native.operations import Avals, activation, position_shape
+from skipconv_jax.native.operations import Avals, activation
 from skipconv_jax.native.schema import MAX_SOURCES
 from skipconv_jax.native.specs import ConvSpec, GateSpec
 from skipconv_jax.ops import AlwaysGate, GumbelGate, InputNormGate, OutputNormGate, policy_name
 from skipconv_jax.ops.gates import Gate, GateParams
+from skipconv_jax.ops.quantised import Grid
 from skipconv_jax.program import fold as g
 from skipconv_jax.transform import Rule
 
@@ -30,40 +31,67 @@ class Lowering:
       layers: rule of every Skip-Convolution.
       gates: parameters of their gates.
       refs: tensors of the graph that the program holds.
-      flat: what it returns one behind the other.
+      flat: what it returns one behind the other; bytes that leave as real numbers with their grid.
+      leaving: real numbers made of bytes that nothing in the program reads.
       channels_first: frames that are given so.
       scaled: products that the convolutions reading them make, by what `scaled_inputs` finds.
     """
 
-    builder: ProgramBuilder
+    builder: ByteBuilder
     avals: Avals
     layers: Mapping[str, Rule]
     gates: Mapping[str, GateParams]
     refs: dict[int, Ref] = dataclasses.field(default_factory=dict)
-    flat: dict[int, list[Ref]] = dataclasses.field(default_factory=dict)
+    flat: dict[int, list[tuple[Ref, Grid | None]]] = dataclasses.field(default_factory=dict)
+    leaving: Collection[int] = ()
     scaled: Mapping[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
     channels_first: Collection[int] = ()
 
-    def input(self, ref: int, readers: Sequence[g.Node]) -> None:
-        """A tensor that enters the program."""
-        h, w, c = position_shape(self.avals[ref]) or (0, 0, 0)
+    def input(self, ref: int, nodes: Sequence[g.Node]) -> None:
+        """A tensor that enters the program, of these nodes."""
+        readers = [n for n in nodes if ref in n.inputs]
+        first = ref in self.channels_first
+        aval = self.avals[ref]
+        h, w, c = lower_quantised.byte_shape(aval) or (0, 0, 0)
+        grid = lower_quantised.entry_grid(aval, readers)
+        if grid is not None:
+            inside = {ref} | {n.output for n in readers if isinstance(n, g.QuantizeNode)}
+            raw = lower_quantised.enters_raw(c, [n for n in nodes if inside & set(n.inputs)])
+            self.refs[ref] = self.builder.byte_input(h, w, c, grid, raw=raw, channels_first=first)
+            return
         raw = c < FEW and all(
             isinstance(n, g.ConvNode) and n.conv.groups == 1 and n.residual != ref for n in readers
         )
-        first = ref in self.channels_first
         self.refs[ref] = self.builder.input(h, w, c, raw=raw, channels_first=first)
 
     def output(self, ref: int) -> None:
         """A tensor that leaves it."""
-        self.builder.output(*(self.flat.get(ref) or [self.refs[ref]]))
+        raw = None
+        if lower_quantised.is_bytes(self.avals[ref]):
+            raw = lower_quantised.raw_grid(str(self.avals[ref].dtype))
+        parts = self._parts(ref)
+        self.builder.mixed_output(*((x, grid or raw) for x, grid in parts))
+
+    def _parts(self, ref: int) -> list[tuple[Ref, Grid | None]]:
+        return self.flat.get(ref) or [(self.refs[ref], None)]
 
     def node(self, node: g.Node) -> None:
         """One node, for which `why_not` is empty."""
         if node.output in self.scaled:
             return
-        x = [self.refs[self.scaled.get(r, (r, r))[0]] for r in node.inputs]
         if isinstance(node, g.FlattenNode):
-            self.flat[node.output] = x
+            self.flat[node.output] = [part for r in node.inputs for part in self._parts(r)]
+            return
+        if isinstance(node, g.DequantizeNode) and node.output in self.leaving:
+            self.flat[node.output] = [(x, node.grid) for x, _ in self._parts(node.inputs[0])]
+            return
+        x = [self.refs[self.scaled.get(r, (r, r))[0]] for r in node.inputs]
+        if isinstance(node, g.QuantizeNode) and self.builder.of_bytes(x[0]):
+            self.refs[node.output] = x[0]  # it entered so
+            return
+        if lower_quantised.concerns(node, self.avals):
+            made = lower_quantised.ByteLowering(self.builder, self.avals, self.layers, self.gates)
+            self.refs[node.output] = made.node(node, x)
             return
         self.refs[node.output] = self._lower(node, x)
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from skipconv_jax import whole_files
-from skipconv_jax.native import schema
+from skipconv_jax.native import lower_quantised, schema
 from skipconv_jax.native.builder import MAX_TAPS
 from skipconv_jax.native.specs import Activation
 from skipconv_jax.program import fold as g
@@ -41,6 +41,8 @@ def why_not(node: g.Node, avals: Avals) -> str:
     """Why a node can't run in the engine, one line; empty where it can."""
     if isinstance(node, g.OtherNode):
         return f"no rule for {node.eqn.primitive.name}"
+    if lower_quantised.concerns(node, avals):
+        return lower_quantised.why_not(node, avals)
     if type(node) not in TAKEN:
         return REFUSED[type(node)]
     refs = node.inputs if isinstance(node, g.FlattenNode) else (*node.inputs, node.output)
@@ -132,6 +134,16 @@ TAKEN: dict[type[g.Node], tuple[str, str]] = {
     g.DepthToSpaceNode: ("Both orders of channels (DCR, CRD).", ""),
     g.SpaceToDepthNode: ("Both orders of channels.", ""),
     g.ReshapeNode: ("That only adds or drops axes of one position.", "other reshapes"),
+    g.QuantizeNode: ("float32 to int8 or uint8; of a frame, as it enters.", ""),
+    g.DequantizeNode: ("And back; of a result, as it leaves.", ""),
+    g.QConvNode: (
+        "As a convolution, of int8 or uint8 by int8, exact; closed loop, norm gates.",
+        "other policies and gates",
+    ),
+    g.QTableNode: ("Any function of one quantised number.", ""),
+    g.QSumNode: ("Of up to 8 maps.", "more"),
+    g.QMulNode: ("Of one shape, or one of them one position.", "other broadcasts"),
+    g.QMeanNode: ("Any window, stride, padding.", ""),
     g.FlattenNode: ("Positions of maps one behind the other, where they leave the program.", ""),
 }
 

@@ -53,3 +53,27 @@ def pad_channels(values: np.ndarray, stride: int) -> np.ndarray:
     out = np.zeros(stride, np.float32)
     out[: values.size] = values
     return out
+
+
+def pack_bytes(kernel: np.ndarray) -> np.ndarray:
+    """int8 `(kh, kw, Ci, Co)` -> [panel of 16][kh kw][ci / 4][16][4]."""
+    kh, kw, ci, co = kernel.shape
+    padded = np.zeros((kh * kw, round_up(ci, 4), round_up(co, 16)), np.int8)
+    padded[:, :ci, :co] = kernel.reshape(kh * kw, ci, co)
+    quads = padded.reshape(kh * kw, -1, 4, padded.shape[2] // 16, 16)
+    return quads.transpose(3, 0, 1, 4, 2)
+
+
+def pack_bytes_depthwise(kernel: np.ndarray) -> np.ndarray:
+    """int8 `(kh, kw, 1, C)` -> [panel of 16][kw][kh / 4][16][4]."""
+    kh, kw, _, c = kernel.shape
+    padded = np.zeros((round_up(kh, 4), kw, round_up(c, 16)), np.int8)
+    padded[:kh, :, :c] = kernel[:, :, 0]
+    quads = padded.reshape(-1, 4, kw, padded.shape[2] // 16, 16)
+    return quads.transpose(3, 2, 0, 4, 1)
+
+
+def as_floats(values: np.ndarray) -> np.ndarray:
+    """The bytes of an array in whole floats: weights are floats, whatever they hold."""
+    raw = np.ascontiguousarray(values).tobytes()
+    return np.frombuffer(raw + bytes(-len(raw) % 4), np.float32)

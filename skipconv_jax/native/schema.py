@@ -26,6 +26,9 @@ ENUMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         (
             "input", "conv", "add", "pool", "affine", "channels", "spatial", "binary", "output",
             "window", "resize", "depth_to_space", "space_to_depth", "softmax", "reduce",
+            # Of bytes, from and to them; those from `q_input` on are csrc/ops/op_q*.cpp.
+            "q_input", "q_output", "q_conv", "q_sum", "q_mul", "q_mean", "q_max", "q_table",
+            "q_gather", "quantize", "dequantize",
         ),
     ),
     # Those up to `clip` are clamps, and `a0`, `a1` their bounds.
@@ -70,6 +73,8 @@ TENSOR = (
     "cells",  # {int flags[4]; bytes changed[ch * cw], stale[ch * cw]}
     "ch", "cw",
     "prev",  # tensor that used the scratch before: its changed cells are stale here
+    "bytes",  # 1: a value is a byte, q less the least q of its type; `cur` alone is stored
+    "zero",  # of bytes: what the border holds
 )  # fmt: skip
 
 OP = (
@@ -91,6 +96,10 @@ OP = (
     "count",  # bytes of weights; runs of a `channels`; floats of an external buffer
     "top",  # largest |x| per block and channel of a scaled input
     "table",  # offset in the table of integers
+    "mult",  # of bytes: offset of multipliers in the weights
+    "lut", "entries",  # offset of a table of bytes, what was looked up in it less `shift`; or -1
+    "shift",  # added to a rounded number
+    "zeros[2]",  # of the sources, as they are stored
 )  # fmt: skip
 
 RECORDS = {"Header": HEADER, "Tensor": TENSOR, "Op": OP}

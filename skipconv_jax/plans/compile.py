@@ -8,7 +8,7 @@ import jax
 from skipconv_jax.native import library
 from skipconv_jax.plans.base import PRECISIONS, Plan
 from skipconv_jax.plans.folded import FoldedPlan, fold_plan
-from skipconv_jax.plans.native import Unsupported, native_plan, why_no_engine
+from skipconv_jax.plans.native import Unsupported, UnsupportedOnBytes, native_plan, why_no_engine
 from skipconv_jax.plans.plain import once, plain_plan
 from skipconv_jax.transform import SkipNet
 
@@ -78,20 +78,17 @@ def compile_plan(
         if not isinstance(plan, FoldedPlan):
             raise ValueError(f"`engine` (='folded') can't run this network: {plan.why}.")
         return plan
-    options: Any = {"winograd": winograd, "keep_outputs": keep_outputs}
-    if precision == "int8":
-        return _integers(net, params, x, engine)
+    options: Any = {"winograd": winograd, "keep_outputs": keep_outputs, "precision": precision}
     if engine == "native":
         return native_plan(net, params, x, **options)
     return _best(net, params, x, options)
 
 
-def _integers(net: SkipNet, params: Any, x: Any, engine: str) -> Plan:
-    """The native engine has no integer kernels: XLA runs them, folded."""
-    plan = fold_plan(net, params, x, "integers run in XLA", precision="int8")
-    if engine == "native" or not isinstance(plan, FoldedPlan):
-        why = "the engine has no integer kernels" if engine == "native" else plan.why
-        raise ValueError(f"`precision` (='int8') can't be had with engine={engine!r}: {why}.")
+def _integers(net: SkipNet, params: Any, x: Any, reason: str) -> Plan:
+    """Integers where the native engine can't run them: XLA does, folded."""
+    plan = fold_plan(net, params, x, reason, precision="int8")
+    if not isinstance(plan, FoldedPlan):
+        raise ValueError(f"`precision` (='int8') can't be had with engine='auto': {plan.why}.")
     return plan
 
 
@@ -100,9 +97,13 @@ def _best(net: SkipNet, params: Any, x: Any, options: Any) -> Plan:
     if not reason:
         try:
             return native_plan(net, params, x, why=library.status(), **options)
+        except UnsupportedOnBytes as error:
+            return _integers(net, params, x, str(error))
         except Unsupported as error:
             return plain_plan(net, params, x, str(error))
+    if options["precision"] == "int8":
+        return _integers(net, params, x, reason)
     if jax.default_backend() != "cpu":
-        return fold_plan(net, params, x, reason)
+        return fold_plan(net, params, x, reason, precision=options["precision"])
     warnings.warn(reason, RuntimeWarning, stacklevel=3)
     return plain_plan(net, params, x, reason)

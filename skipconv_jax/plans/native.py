@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipconv_jax import macs
-from skipconv_jax.native import library, schema
-from skipconv_jax.native.builder import ProgramBuilder
+from skipconv_jax.native import library, lower_quantised, schema
+from skipconv_jax.native.byte_builder import ByteBuilder
+from skipconv_jax.native.byte_rewrites import bytes_inside
 from skipconv_jax.native.layout import PURPOSES
 from skipconv_jax.native.lower import (
     FEW,
@@ -29,7 +30,7 @@ from skipconv_jax.native.operations import position_shape, why_not
 from skipconv_jax.native.program import Program
 from skipconv_jax.ops import POLICIES, AlwaysGate, GumbelGate, InputNormGate, OutputNormGate
 from skipconv_jax.ops.gates import GateParams
-from skipconv_jax.plans.base import FirstLayer, Plan, shapes_of, unused
+from skipconv_jax.plans.base import FirstLayer, Plan, check_quantised, shapes_of, unused
 from skipconv_jax.plans.plain import first_name, once
 from skipconv_jax.program import fold as g
 from skipconv_jax.program.fold.execute import execute_node
@@ -38,6 +39,7 @@ from skipconv_jax.program.walk import number_of_streams
 from skipconv_jax.transform import Rule, SkipNet
 
 _GATES = (AlwaysGate, GumbelGate, InputNormGate, OutputNormGate)
+_CONVS = (g.ConvNode, g.QConvNode)
 PlanState = tuple[jax.Array, ...]
 Masks = tuple[jax.Array, ...]
 Constants = tuple[tuple[jax.Array, jax.Array, jax.Array], ...]
@@ -45,6 +47,10 @@ Constants = tuple[tuple[jax.Array, jax.Array, jax.Array], ...]
 
 class Unsupported(ValueError):
     """A Skip-Convolution the native engine can't run."""
+
+
+class UnsupportedOnBytes(Unsupported):
+    """One of a quantised network."""
 
 
 @dataclasses.dataclass
@@ -175,7 +181,9 @@ class NativePlan(Plan):
             for ref, value in zip(segment.outputs, outputs, strict=True):
                 shape = (-1, *self.graph.avals[ref].shape[1:])
                 # XLA copies kept outputs that it has to reshape.
-                values[ref] = value if ref in held else value.reshape(shape)
+                shaped = value if ref in held else value.reshape(shape)
+                # Bytes cross as whole real numbers.
+                values[ref] = shaped.astype(self.graph.avals[ref].dtype)
             self._execute(segment.after, values)
             new.append(arena)
             masks.append(fired)
@@ -212,14 +220,18 @@ class NativePlan(Plan):
 
     def with_gates(self, gates: Mapping[str, GateParams]) -> Constants:
         """`constants` with other gate parameters (thresholds, gate kernels); nothing recompiles."""
-        convs = {n.name: n for n in self.graph.nodes if isinstance(n, g.ConvNode)}
+        convs = {n.name: n for n in self.graph.nodes if isinstance(n, _CONVS)}
         result = []
         for program, (words, weights, packed) in zip(self.programs, self.constants, strict=True):
             values = np.array(packed)
             for name, slot in program.masks.items():
                 if name not in self.layers or slot.gate.kind == "always":
                     continue
-                gate = gate_spec(convs[name], self.layers[name].gate, gates[name])
+                node, rule = convs[name], self.layers[name]
+                if isinstance(node, g.QConvNode):
+                    gate = lower_quantised.byte_gate(node, rule.gate, gates[name])
+                else:
+                    gate = gate_spec(node, rule.gate, gates[name])
                 new = slot.words(np.asarray(gate.params))
                 values[slot.gate_offset : slot.gate_offset + new.size] = new
             result.append((words, weights, jnp.asarray(values)))
@@ -250,10 +262,10 @@ class NativePlan(Plan):
     def first_layer(self) -> FirstLayer:
         """The first Skip-Convolution, as a program of its own that follows the frames alongside."""
         name = first_name(self)
-        (conv,) = (n for n in self.graph.nodes if isinstance(n, g.ConvNode) and n.name == name)
+        (conv,) = (n for n in self.graph.nodes if isinstance(n, _CONVS) and n.name == name)
         return _First(self._until(conv), name)
 
-    def _until(self, last: g.ConvNode) -> "NativePlan":
+    def _until(self, last: g.ConvNode | g.QConvNode) -> "NativePlan":
         """The plan of one tensor: what the network needs to make it, and nothing behind it."""
         wanted, kept = {last.output}, []
         for node in reversed(self.graph.nodes):
@@ -276,8 +288,8 @@ class NativePlan(Plan):
         )
 
     def _as_positions(self, value: jax.Array, ref: int) -> jax.Array:
-        shape = position_shape(self.graph.avals[ref])
-        return value.reshape((-1, *(shape or ())))
+        shape = lower_quantised.byte_shape(self.graph.avals[ref])
+        return value.astype(jnp.float32).reshape((-1, *(shape or ())))
 
     def _execute(self, nodes: Sequence[g.Node], values: dict[int, Any]) -> None:
         for node in nodes:
@@ -317,6 +329,7 @@ def native_plan(
     *,
     winograd: bool = True,
     keep_outputs: bool = False,
+    precision: str | None = None,
     why: str = "asked for",
 ) -> NativePlan:
     """Folds a skipped network with concrete parameters into a native plan for frames like x.
@@ -328,6 +341,7 @@ def native_plan(
       winograd: F(2x2, 3x3) for 3x3 convolutions of stride 1; errors stay near 1e-6 relative.
       keep_outputs: keep the outputs in the state and write them where they changed, instead of all
         of them into new memory. For large outputs that are read before the next frame.
+      precision: 'float32' evaluates what a network quantises as float32; None and 'int8' on bytes.
       why: why this engine, for the report.
 
     Raises:
@@ -339,12 +353,16 @@ def native_plan(
         raise ValueError(f"`engine` (='native') can't run here: {reason}; use engine='auto'.")
     net = once(net, params["model"], x)
     table, found = net.survey(params["model"], x)
-    graph = g.build(net.fn, params["model"], x, quantised=False)
+    graph = g.build(net.fn, params["model"], x, quantised=precision != "float32")
+    check_quantised(graph, precision)
+    graph = bytes_inside(graph)
     table = table.without(unused(table, graph))
     layers = {row.name: found[row.name][1] for row in table.skipped()}
     reason = why_unsupported(graph, layers)
     if reason:
-        raise Unsupported(
+        convs = {n.name for n in graph.nodes if isinstance(n, g.QConvNode)}
+        kind = UnsupportedOnBytes if convs & set(layers) else Unsupported
+        raise kind(
             f"`net` must have Skip-Convolutions the engine can run, but {reason}: use `net.apply`, "
             "engine='plain', or a rule (pattern, None) that leaves them dense."
         )
@@ -415,16 +433,18 @@ def _frames_as_given(graph: g.Graph) -> tuple[g.Graph, frozenset[int]]:
 def why_unsupported(graph: g.Graph, layers: Mapping[str, Rule]) -> str:
     """Which Skip-Convolutions of a folded network the engine can't run, and why; empty for none."""
     reasons = {
-        n.name: why_not(n, graph.avals) or _why_not_rule(layers[n.name])
+        n.name: why_not(n, graph.avals) or _why_not_rule(n, layers[n.name])
         for n in graph.nodes
-        if isinstance(n, g.ConvNode | g.OtherNode) and n.name in layers
+        if isinstance(n, g.ConvNode | g.QConvNode | g.OtherNode) and n.name in layers
     }
     return ", ".join(
         sorted(f"it can't run {name!r} ({why})" for name, why in reasons.items() if why)
     )
 
 
-def _why_not_rule(rule: Rule) -> str:
+def _why_not_rule(node: g.Node, rule: Rule) -> str:
+    if isinstance(node, g.QConvNode):
+        return lower_quantised.why_not_rule(rule)
     if type(rule.gate) not in _GATES:
         return f"no kernel for {rule.gate}"
     policies = [POLICIES[name] for name in schema.names("Policy")]
@@ -492,12 +512,20 @@ def _fill(
     channels_first: frozenset[int],
 ) -> None:
     scaled = scaled_inputs(graph, segment.nodes)
-    builder = ProgramBuilder(winograd=winograd)
+    builder = ByteBuilder(winograd=winograd)
+    read = {r for n in segment.nodes if not isinstance(n, g.FlattenNode) for r in n.inputs}
+    leaving = {n.output for n in segment.nodes if isinstance(n, g.DequantizeNode)} - read
     lowering = Lowering(
-        builder, graph.avals, layers, gates, scaled=scaled, channels_first=channels_first
+        builder,
+        graph.avals,
+        layers,
+        gates,
+        leaving=leaving,
+        scaled=scaled,
+        channels_first=channels_first,
     )
     for ref in segment.inputs:
-        lowering.input(ref, [n for n in segment.nodes if ref in n.inputs])
+        lowering.input(ref, segment.nodes)
     for node in segment.nodes:
         lowering.node(node)
     for ref in segment.outputs:

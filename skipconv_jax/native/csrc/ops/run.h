@@ -87,6 +87,10 @@ void run_conv(Run&, const Op&);
 void run_pixels(Run&, const Op&);
 void run_spatial(Run&, const Op&);
 void run_output(Run&, const Op&);
+void run_qinput(Run&, const Op&);
+void run_qoutput(Run&, const Op&);
+void run_qconv(Run&, const Op&);
+void run_qpixels(Run&, const Op&);
 
 }  // namespace SKC_ISA
 }  // namespace skc

@@ -1,5 +1,9 @@
 #include "runtime/dispatch.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -8,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/int8_api.h"
 #include "runtime/pool.h"
 
 namespace skc {
@@ -26,6 +31,16 @@ int best_isa() {
   return kPortable;
 }
 
+// GCC 12 has no name for it in __builtin_cpu_supports.
+bool has_avx_vnni() {
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 int isa_in_use() {
@@ -33,12 +48,33 @@ int isa_in_use() {
     const char* wanted = std::getenv("SKIPCONV_JAX_ISA");
     const int best = best_isa();
     if (!wanted || !*wanted || best == kNeon) return best;
-    const int level = !std::strcmp(wanted, "avx512") ? kAvx512
-                      : !std::strcmp(wanted, "avx2") ? kAvx2
-                                                     : kPortable;
+    const int level = !std::strncmp(wanted, "avx512", 6) ? kAvx512
+                      : !std::strncmp(wanted, "avx", 3)  ? kAvx2
+                                                         : kPortable;
     return level < best ? level : best;
   }();
   return chosen;
+}
+
+// Of the instruction set in use, with VNNI where this processor has it and SKIPCONV_JAX_ISA does not
+// name the set without it.
+const QKernels& int8_kernels() {
+#if defined(__aarch64__)
+  return q_kernels_neon();
+#elif defined(__x86_64__)
+  static const QKernels& chosen = []() -> const QKernels& {
+    const char* wanted = std::getenv("SKIPCONV_JAX_ISA");
+    const bool plain = wanted && *wanted && !std::strstr(wanted, "vnni");
+    __builtin_cpu_init();
+    if (isa_in_use() == kAvx512)
+      return !plain && __builtin_cpu_supports("avx512vnni") ? q_kernels_avx512_vnni() : q_kernels_avx512();
+    if (isa_in_use() == kAvx2) return !plain && has_avx_vnni() ? q_kernels_avx_vnni() : q_kernels_avx2();
+    return q_kernels_portable();
+  }();
+  return chosen;
+#else
+  return q_kernels_portable();
+#endif
 }
 
 int default_threads() {
@@ -77,6 +113,7 @@ std::atomic<bool> g_profiling{false};
 
 void run(Call& call) {
   Pool& pool = Pool::shared();
+  call.q = &int8_kernels();
   if (g_profiling) {
     g_profile.assign(2 * call.head->n_ops, 0.0);
     call.profile = g_profile.data();
@@ -102,6 +139,7 @@ void run(Call& call) {
 #pragma GCC visibility push(default)
 extern "C" {
 int skipconv_isa() { return skc::isa_in_use(); }
+const char* skipconv_int8_isa() { return skc::int8_kernels().name; }
 int skipconv_threads() { return skc::default_threads(); }
 // Turns timing per operation on or off; returns how many numbers calls left since they were last
 // taken, and takes them, {seconds, positions computed} per operation, if `out` has room for all.

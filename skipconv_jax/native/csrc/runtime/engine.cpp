@@ -1,7 +1,7 @@
 // Runs a program; compiled once per instruction set, chosen at run time.
 #include <chrono>
 
-#include "ops/run.h"
+#include "ops/q_view.h"
 
 namespace skc {
 namespace SKC_ISA {
@@ -22,11 +22,13 @@ double seconds() {
 
 // Output positions that the operation's items computed; those cut over channels count by their share.
 double positions(const Run& run, const Op& o) {
-  const int panels = (run.call.tensors[o.out].Cs + kPanel - 1) / kPanel;
+  const int wide = o.kind == kQConv ? kBytePanel : kPanel;
+  const int panels = o.kind == kQConv && o.algo == kGrouped ? 1 : (run.call.tensors[o.out].Cs + wide - 1) / wide;
+  const bool cut = o.kind == kConv || o.kind == kQConv;
   double sum = 0;
   for (const Item& item : run.items)
     if (item.action == kFire)
-      sum += (double)item.r.h() * item.r.w() * (o.kind == kConv ? (double)(item.p1 - item.p0) / panels : 1.);
+      sum += (double)item.r.h() * item.r.w() * (cut ? (double)(item.p1 - item.p0) / panels : 1.);
   return sum;
 }
 
@@ -45,9 +47,13 @@ void execute(const Call& call, Pool& pool) {
       case kConv: run_conv(run, op); break;
       case kSpatial: run_spatial(run, op); break;
       case kOutput: run_output(run, op); break;
-      default: run_pixels(run, op);
+      case kQInput: run_qinput(run, op); break;
+      case kQOutput: run_qoutput(run, op); break;
+      case kQConv: run_qconv(run, op); break;
+      default: op.kind < kQInput ? run_pixels(run, op) : run_qpixels(run, op);
     }
-    for (int s = 0; s < call.B && op.kind != kOutput; s++) run.view(op.out, s).settle();
+    const bool leaves = op.kind == kOutput || op.kind == kQOutput;
+    for (int s = 0; s < call.B && !leaves; s++) run.view(op.out, s).settle();
     if (call.profile) {
       call.profile[2 * i] = seconds() - start;
       call.profile[2 * i + 1] = positions(run, op);

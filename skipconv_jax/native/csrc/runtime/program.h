@@ -8,6 +8,8 @@ namespace skc {
 // Instruction sets: 0 portable, 1 AVX2, 2 AVX-512 on x86-64, where one can be lowered; 3 NEON on ARM.
 enum Isa { kPortable, kAvx2, kAvx512, kNeon };
 
+struct QKernels;
+
 struct Call {
   const Header* head;
   const Tensor* tensors;
@@ -23,6 +25,7 @@ struct Call {
   float* masks;  // (B, head->masks)
   int threads;
   double* profile;  // per operation seconds and positions computed, or null
+  const QKernels* q;  // of bytes
 };
 
 // Header, tensors, operations and table of a program of `n` words; false if it is none of this format.

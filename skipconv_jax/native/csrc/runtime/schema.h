@@ -4,7 +4,7 @@
 
 namespace skc {
 
-constexpr int32_t kFormat = 714032958;
+constexpr int32_t kFormat = 557524150;
 constexpr int kCell = 4;
 constexpr int kPanel = 32;
 constexpr int kMaxSources = 8;
@@ -26,6 +26,17 @@ enum OpKind : int32_t {
   kSpaceToDepth,
   kSoftmax,
   kReduce,
+  kQInput,
+  kQOutput,
+  kQConv,
+  kQSum,
+  kQMul,
+  kQMean,
+  kQMax,
+  kQTable,
+  kQGather,
+  kQuantize,
+  kDequantize,
 };
 
 enum Act : int32_t {
@@ -134,8 +145,10 @@ struct Tensor {
   int32_t ch;
   int32_t cw;
   int32_t prev;
+  int32_t bytes;
+  int32_t zero;
 };
-static_assert(sizeof(Tensor) == 64);
+static_assert(sizeof(Tensor) == 72);
 
 struct Op {
   int32_t kind;
@@ -178,7 +191,12 @@ struct Op {
   int32_t count;
   int32_t top;
   int32_t table;
+  int32_t mult;
+  int32_t lut;
+  int32_t entries;
+  int32_t shift;
+  int32_t zeros[2];
 };
-static_assert(sizeof(Op) == 244);
+static_assert(sizeof(Op) == 268);
 
 }  // namespace skc

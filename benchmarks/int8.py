@@ -1,0 +1,173 @@
+"""A quantised detector on a CPU: int8 with skipping against dense int8 and float32 runtimes.
+
+    python -m benchmarks.int8 FLOAT.onnx --preset yolox --video VIDEO [--out F]
+    python -m benchmarks.int8 FLOAT.onnx --preset yolox --video VIDEO --lossless 100000
+
+The float file is quantised by onnxruntime's static quantiser (QDQ, uint8 activations, int8 weights
+per channel) on frames of the video; onnxruntime and OpenVINO run that file and the float one, in
+turns with ours, in one process. `threshold 0` computes what changed by a quantisation step: its
+results are those of the dense int8 network. `--lossless N` plays N frames of a looped noisy stream
+with resets and compares every result with the dense one.
+"""
+
+import argparse
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.real_networks import Contest, frames_of, peers
+from skipconv_jax import ClosedLoop, InputNormGate, compile_plan, native, onnx, skip
+from skipconv_jax.native import library
+from skipconv_jax.plans import Plan
+from skipconv_jax.presets import PRESETS
+from skipconv_jax.viz.tables import markdown
+
+
+def quantise(source: pathlib.Path, target: pathlib.Path, frames: Sequence[jax.Array]) -> None:
+    """Writes the QDQ form of an ONNX file, calibrated on frames."""
+    import onnx as files
+    from onnx import version_converter
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    model = files.load(str(source))
+    if model.opset_import[0].version < 13:  # scales per channel
+        model = version_converter.convert_version(model, 13)
+    prepared = target.with_suffix(".prepared.onnx")
+    files.save(model, str(prepared))
+    quant_pre_process(str(prepared), str(prepared))
+    name = model.graph.input[0].name
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(frames)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            x = next(self.left, None)
+            return None if x is None else {name: np.asarray(x)}
+
+    quantization.quantize_static(
+        str(prepared),
+        str(target),
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+    )
+
+
+def compiled(path: pathlib.Path, frame: jax.Array, block: int, precision: str) -> Plan:
+    """The file as a native plan in closed loop."""
+    variables, fn = onnx.load(path)
+    net = skip(fn, gate=InputNormGate(0.0, block=block), policy=ClosedLoop())
+    params, _ = net.init(variables, frame)
+    return compile_plan(net, params, frame, engine="native", precision=precision)
+
+
+def measure(args: argparse.Namespace, clip: Sequence[jax.Array], path: pathlib.Path) -> str:
+    """The table as text."""
+    plan = compiled(path, clip[0], args.block, "int8")
+    wide = compiled(path, clip[0], args.block, "float32").state_bytes()
+    contest, dense = Contest(plan), plan.table.macs
+    rng = np.random.default_rng(0)
+    top = float(jnp.max(clip[0]))
+    noise = [jnp.asarray(rng.uniform(0, top, clip[0].shape), jnp.float32) for _ in clip]
+    lossless = contest.at(0.0)
+    settings = {
+        "all fire": (lossless, noise),
+        "video, threshold 0": (lossless, clip),
+        "still": (lossless, [*clip[:1]] * 16),
+    }
+    for target in args.targets:
+        settings[f"video, {target:g}x"] = (contest.search(clip, target), clip)
+    threads = native.num_threads()
+    others = {f"{n}, float32 file": run for n, run in peers(args.network, clip[0], threads).items()}
+    others |= {f"{n}, int8 file": run for n, run in peers(path, clip[0], threads).items()}
+    times: dict[str, list[Any]] = {name: [] for name in (*others, *settings)}
+    spent = {}
+    for _ in range(args.rounds):
+        for name, run in others.items():
+            taken = []
+            for _ in range(6):
+                start = time.perf_counter()
+                run()
+                taken.append(1e3 * (time.perf_counter() - start))
+            times[name].append([float(np.median(taken))])
+        for name, (constants, frames) in settings.items():
+            taken, spent[name] = contest.play(constants, frames)
+            times[name].append(taken)
+    ms = {name: float(np.median(np.asarray(t), 0).mean()) for name, t in times.items()}
+    best = min(ms[name] for name in others)
+    rows = [[name, f"{ms[name]:.2f}", "", f"{best / ms[name]:.2f}x", ""] for name in others]
+    for name in settings:
+        reduction, gain = dense / max(spent[name], 1.0), best / ms[name]
+        shown = f"{reduction:.2f}x" if name != "still" else ""
+        ratio = f"{gain / reduction:.2f}" if name.startswith("video") else ""
+        rows.append([f"int8, {name}", f"{ms[name]:.2f}", shown, f"{gain:.2f}x", ratio])
+    head = ["", "ms/frame", "MAC reduction", "time reduction", "time / MACs"]
+    state = plan.state_bytes()
+    return (
+        f"{args.network.name}, batch 1, closed loop, block {args.block}, {threads} threads, "
+        f"{library.int8_isa()}, {args.rounds} rounds of {len(clip)} frames; state "
+        f"{state / 1e6:.1f} MB per stream, {state / wide:.2f} of float32's\n\n"
+        f"{markdown(head, rows)}\n"
+    )
+
+
+def lossless(plan: Plan, clip: Sequence[jax.Array], frames: int) -> int:
+    """Frames that differ from the dense int8 network, of a looped noisy stream with resets."""
+    rng = np.random.default_rng(0)
+    step = jax.jit(plan.apply, donate_argnums=0)
+    reset = jax.jit(plan.reset, donate_argnums=0)
+    state, fresh = plan.init_state(), plan.init_state()
+    differ = 0
+    for t in range(frames):
+        x = clip[t % len(clip)] + jnp.asarray(rng.normal(size=clip[0].shape) * 0.3, jnp.float32)
+        if rng.random() < 0.01:
+            state = reset(state)
+        y, state, _ = step(state, x, plan.constants)
+        dense, fresh, _ = step(reset(fresh), x, plan.constants)
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), y, dense)
+        differ += not all(jax.tree.leaves(same))
+    return differ
+
+
+def main() -> None:
+    """Parses arguments, measures, prints and writes the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("network", type=pathlib.Path)
+    parser.add_argument("--preset", required=True, choices=sorted(PRESETS))
+    parser.add_argument("--video", required=True)
+    parser.add_argument("--start", type=int, default=380)
+    parser.add_argument("--frames", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--block", type=int, default=8)
+    parser.add_argument("--targets", type=float, nargs="*", default=(2.5, 4.3, 8.0))
+    parser.add_argument("--lossless", type=int, metavar="N")
+    parser.add_argument("--out", type=pathlib.Path)
+    args = parser.parse_args()
+    clip = frames_of(args)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "quantised.onnx")
+        quantise(args.network, path, clip[:: max(1, len(clip) // 8)])
+        if args.lossless:
+            differ = lossless(compiled(path, clip[0], args.block, "int8"), clip, args.lossless)
+            print(f"{differ} of {args.lossless} frames differ from the dense int8 network")
+            sys.exit(bool(differ))
+        text = measure(args, clip, path)
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -75,7 +75,7 @@ def compiled(path: pathlib.Path, frame: jax.Array, block: int, precision: str) -
 def measure(args: argparse.Namespace, clip: Sequence[jax.Array], path: pathlib.Path) -> str:
     """The table as text."""
     plan = compiled(path, clip[0], args.block, "int8")
-    wide = compiled(path, clip[0], args.block, "float32").state_bytes()
+    wide = compiled(args.network, clip[0], args.block, "float32").state_bytes()
     contest, dense = Contest(plan), plan.table.macs
     rng = np.random.default_rng(0)
     top = float(jnp.max(clip[0]))

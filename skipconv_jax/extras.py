@@ -13,9 +13,13 @@ EXTRA_OF = {
     "onnx": "onnx",
     "optax": "train",
     "orbax": "train",
+    "paho": "serve",
+    "prometheus_client": "serve",
     "rich": "data",
+    "starlette": "serve",
     "tensorboardX": "tensorboard",
     "tensorflow_datasets": "data",
+    "uvicorn": "serve",
 }
 
 

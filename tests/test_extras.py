@@ -40,6 +40,7 @@ for module in {wanting!r}:
         print(module, type(error).__name__, error, sep="|")
 """
 WANTING = {
+    "skipconv_jax.live.mqtt": "serve",
     "skipconv_jax.models": "models",
     "skipconv_jax.training.step": "train",
     "skipconv_jax.data.pipeline": "data",
@@ -74,7 +75,7 @@ def test_every_optional_module_is_in_the_extra_that_its_message_names(repository
         extra: {re.match(r"[\w-]+", line)[0].lower().replace("_", "-") for line in lines}
         for extra, lines in project["optional-dependencies"].items()
     }
-    package = {"orbax": "orbax-checkpoint"}
+    package = {"orbax": "orbax-checkpoint", "paho": "paho-mqtt"}
     for module, extra in extras.EXTRA_OF.items():
         assert package.get(module, module.lower().replace("_", "-")) in listed[extra], module
     core = {re.match(r"[\w-]+", line)[0].lower() for line in project["dependencies"]}

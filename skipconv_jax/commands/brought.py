@@ -6,12 +6,13 @@ from typing import Any
 from absl import flags
 
 from skipconv_jax.commands import common
-from skipconv_jax.entries import find
+from skipconv_jax.presets import PRESETS, Preset, preset
 from skipconv_jax.tasks.given.experiment import (
     TASKS,
     GivenExperiment,
     Network,
     configuration,
+    from_function,
     from_onnx,
     given,
 )
@@ -20,8 +21,15 @@ ONNX = flags.DEFINE_string("onnx", None, "ONNX file of a trained network, instea
 FN = flags.DEFINE_string(
     "fn", None, "module:function that returns (variables, fn) of a trained network"
 )
-TASK = flags.DEFINE_enum("task", None, TASKS, "what it is for: detection with a preset, else raw")
-PRESET = flags.DEFINE_string("preset", None, "yolox, fastestdet, or module:object of your own")
+TASK = flags.DEFINE_enum(
+    "task", None, TASKS, "what it is for; default: detection with a detector's --preset, else raw"
+)
+PRESET = flags.DEFINE_string(
+    "preset", None, f"{', '.join(sorted(PRESETS))}, or module:object of your own"
+)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "the output that --task pose or segmentation reads, where there are several"
+)
 SIZE = flags.DEFINE_list("size", None, "height,width of its input where the file leaves it free")
 
 
@@ -56,14 +64,7 @@ def _size() -> tuple[int, int] | None:
 
 
 def _network() -> Network:
-    size = _size()
-    if ONNX.value:
-        return from_onnx(ONNX.value, size)
-    if size is None:
-        raise ValueError("`size` (=None) must be height,width of the input of --fn.")
-    where = str(FN.value)
-    variables, fn = find(where, "fn")()
-    return Network(fn, variables, size, where)
+    return from_onnx(ONNX.value, _size()) if ONNX.value else from_function(str(FN.value), _size())
 
 
 def experiment(
@@ -80,5 +81,7 @@ def experiment(
     """
     network = _network()
     config = configuration(network, gate, policy)
-    task = TASK.value or ("detection" if PRESET.value else "raw")
-    return given(network, task, PRESET.value, config), {"model": network.variables, "gates": {}}
+    boxes = PRESET.value is not None and isinstance(preset(PRESET.value), Preset)
+    task = TASK.value or ("detection" if boxes else "raw")
+    weights = {"model": network.variables, "gates": {}}
+    return given(network, task, PRESET.value, config, OUTPUT.value), weights

@@ -143,7 +143,7 @@ class Camera:
         # What ends by itself and has no more: a file that is over, stdin that was closed.
         self._once = kind(address) in (Kind.FRAMES, Kind.STDIN)
         self._counts, self._rate = Counts(), Rate()
-        self._state, self._reason = "connecting", ""
+        self._state, self._reason, self._said = "connecting", "", ""
         self._connections = self._stalls = 0
         self._last: float | None = None
         self._since = time.monotonic()
@@ -177,8 +177,11 @@ class Camera:
         age = None if self._last is None else now - self._last
         state, reason = self._state, self._reason
         silent = now - max(self._since, self._last or 0.0)
-        if state == "live" and silent > self._connection.stall_seconds:
-            # A thread that hangs can't say so itself.
+        patience = self._connection.stall_seconds
+        if state == "connecting":
+            patience += self._connection.open_seconds
+        if state in ("live", "connecting") and silent > patience:
+            # A thread that hangs can't say so itself, nor one that never sees a whole frame.
             state, reason = "stalled", f"no frame for {silent:.0f} s"
         return Status(
             self.name,
@@ -196,14 +199,14 @@ class Camera:
             self._rate.value(now),
         )
 
-    def _enter(self, state: str, reason: str = "") -> None:
-        self._state = state
-        self._reason = reason or self._reason
-        self._since = time.monotonic()
+    def _enter(self, state: str, reason: str = "", again: float = 0.0) -> None:
+        # The same failure again is no news: a camera may be off for months.
+        level = logging.WARNING if reason and reason != self._said else logging.INFO
+        self._said = "" if state == "live" else reason or self._said
+        self._state, self._since = state, time.monotonic()
         if reason:
-            _log.warning("camera %s: %s (%s)", self.name, state, reason)
-        else:
-            _log.info("camera %s: %s", self.name, state)
+            self._reason = f"{reason}; again in {again:.1f} s"
+        _log.log(level, "camera %s: %s%s", self.name, state, reason and f" ({self._reason})")
         self._wake()
 
     def _run(self) -> None:
@@ -221,7 +224,7 @@ class Camera:
             failures = 0 if lasted else failures
             delay = self._retry.delay(failures, chances.random())
             failures += 1
-            self._enter("waiting", f"{reason or 'the source ended'}; again in {delay:.1f} s")
+            self._enter("waiting", reason or "the source ended", delay)
             self._stop.wait(delay)
         self._enter("stopped")
 

@@ -155,9 +155,7 @@ def _open(
         options["protocol_whitelist"] = _PROTOCOLS[what]
         options["analyzeduration"] = "1000000"
     if what is Kind.RTSP:
-        # What arrives while the sizes are found out is old by then.
-        options |= {"fflags": "nobuffer", "rtsp_transport": connection.transport}
-        options["allowed_media_types"] = "video"
+        options |= {"rtsp_transport": connection.transport, "allowed_media_types": "video"}
     if what is Kind.HTTP:
         options["format_whitelist"] = _FORMATS
     if what is Kind.V4L2:
@@ -232,7 +230,9 @@ class _Reader:
             raise CaptureError("the video is coded by a codec that this FFmpeg has not")
         context.thread_count = 1  # many cameras, few cores; and an error is of the packet it is in
         self._keep = connection.damaged == "keep"
-        context.options = {} if self._keep else {"err_detect": "crccheck+explode", "ec": "0"}
+        # Concealment stays on: without it, and without threads, whole pictures of several slices
+        # count as damaged. A packet whose error it would conceal fails by `explode`.
+        context.options = {} if self._keep else {"err_detect": "crccheck+bitstream+buffer+explode"}
         self._lazy = _OnDemand(context) if context.name in _INTRA else None
         self._whole = False  # since the last key frame
         self._begun = False

@@ -14,6 +14,7 @@ import msgspec
 
 from skipconv_jax.live.address import kind
 from skipconv_jax.live.capture import Connection
+from skipconv_jax.live.guarded import LOOPBACK
 from skipconv_jax.live.inbox import Inbox
 from skipconv_jax.tasks import Experiment
 from skipconv_jax.tasks.given.experiment import Network as GivenNetwork
@@ -26,7 +27,6 @@ Polygon = Annotated[list[Point], msgspec.Meta(min_length=3, max_length=1000)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class ConfigError(ValueError):
@@ -130,6 +130,37 @@ class Lines(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     queue: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1000
 
 
+class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """HTTP, web sockets, metrics and the live page.
+
+    Attributes:
+      host: to bind to; another than the loopback needs a token.
+      port: 0 takes a free one.
+      token: that everything but the page itself needs.
+    """
+
+    host: str = "127.0.0.1"
+    port: Port = 8787
+    token: Annotated[str, msgspec.Meta(pattern=r"^$|^[A-Za-z0-9_-]{16,256}$")] = ""
+
+
+class Mqtt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A broker; see `mqtt.Broker`.
+
+    Attributes:
+      host, port, topic, user, password, tls: of the broker.
+      queue: answers that may wait for it; the oldest go first, and are counted.
+    """
+
+    host: Annotated[str, msgspec.Meta(min_length=1)]
+    port: Port = 1883
+    topic: Annotated[str, msgspec.Meta(pattern=r"^[^+#]{1,200}$")] = "skipconv"
+    user: str = ""
+    password: str = ""
+    tls: bool = False
+    queue: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1000
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The file.
 
@@ -139,6 +170,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
       workers: streams computed at once, each on a thread of its own; 0 for as many as cores.
       whole_frames: a second, over all cameras: what cuts and connections may cost; 0 for no bound.
       lines: where answers go as JSON lines.
+      api: HTTP and the live page, None for none.
+      mqtt: a broker, None for none.
     """
 
     network: Network
@@ -146,6 +179,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     workers: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
     whole_frames: NotNegative = 0
     lines: Lines | None = None
+    api: Api | None = None
+    mqtt: Mqtt | None = None
 
 
 def load(path: str | os.PathLike[str], environment: Mapping[str, str] = os.environ) -> Config:
@@ -220,6 +255,11 @@ def convert(path: Path, content: Any) -> Config:
         raise ConfigError(
             f"{path}: `name` (={twice[0]!r}) must be of one camera only at $.cameras."
         )
+    if config.api and config.api.host not in LOOPBACK and not config.api.token:
+        raise ConfigError(
+            f"{path}: `host` (={config.api.host!r}) must be of the loopback, or $.api needs a "
+            "`token` of at least 16 letters and digits; name a variable: token: ${NAME}."
+        )
     for index, camera in enumerate(config.cameras):
         try:
             kind(camera.address)
@@ -228,7 +268,7 @@ def convert(path: Path, content: Any) -> Config:
     return config
 
 
-_PARTS = {"network": Network, "cameras": CameraPart, "lines": Lines}
+_PARTS = {"network": Network, "cameras": CameraPart, "lines": Lines, "api": Api, "mqtt": Mqtt}
 
 
 def _fix(reason: str, place: str) -> str:

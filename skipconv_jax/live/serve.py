@@ -43,6 +43,13 @@ def outlets(config: Config) -> list[Outlet]:
             else LinesFile(lines.path, int(lines.rotate_mb * 1e6), lines.keep)
         )
         made.append(Outlet("lines", writer, lines.queue))
+    if config.mqtt:
+        # Imported here: few have a broker.
+        from skipconv_jax.live.mqtt import Broker
+
+        to = config.mqtt
+        broker = Broker(to.host, to.port, to.topic, to.user, to.password, to.tls)
+        made.append(Outlet("mqtt", broker, to.queue))
     return made
 
 

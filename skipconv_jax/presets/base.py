@@ -46,7 +46,28 @@ class Preset:
     overlap: float = 0.45
 
 
-def preset(name: str) -> Preset:
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """How a network that is no detector sees a frame; what its outputs mean, the task says.
+
+    Attributes:
+      prepare: RGB uint8 frames `(B, H, W, 3)` of the input's size to what the network takes.
+      classes: names of a segmentation network's classes, in the order of its channels; numbers
+        where there are none.
+      output: name of the output that is meant, where the network has several.
+      sure: confidence from which a keypoint counts as seen, where networks are compared without
+        labels.
+      limbs: pairs of keypoints that a line joins on pictures.
+    """
+
+    prepare: Callable[[jax.Array], Any]
+    classes: tuple[str, ...] = ()
+    output: str | None = None
+    sure: float = 0.2
+    limbs: tuple[tuple[int, int], ...] = ()
+
+
+def preset(name: str) -> Preset | Pixels:
     """A preset by name, or `module:object` of anybody's.
 
     Raises:
@@ -62,9 +83,9 @@ def preset(name: str) -> Preset:
             "of your own."
         )
     found = find(name, "preset")
-    if not isinstance(found, Preset):
+    if not isinstance(found, Preset | Pixels):
         raise ValueError(
-            f"`preset` (={name!r}) must name a skipconv_jax.presets.Preset, not a "
+            f"`preset` (={name!r}) must name a skipconv_jax.presets.Preset or Pixels, not a "
             f"{type(found).__name__}."
         )
     return found

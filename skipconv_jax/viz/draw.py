@@ -102,6 +102,25 @@ def overlay_firing(image: np.ndarray, firing: np.ndarray, alpha: float = 0.45) -
     return np.rint(image * (1 - weight) + _FIRED * weight).astype(np.uint8)
 
 
+def overlay_classes(
+    image: np.ndarray, classes: np.ndarray, bare: int | None = 0, alpha: float = 0.5
+) -> np.ndarray:
+    """The frame tinted by the class of every pixel.
+
+    Args:
+      image: `(H, W, 3)` uint8, RGB.
+      classes: `(H, W)` numbers of classes.
+      bare: the class that is left as it is, None for none.
+      alpha: strength of the tint.
+    """
+    # A third of the circle on from class to class, so that neighbours in number differ.
+    hue = (np.arange(int(classes.max(initial=0)) + 1) * 67 + 100) % 180
+    wheel = np.stack([hue, np.full_like(hue, 200), np.full_like(hue, 255)], -1).astype(np.uint8)
+    colours = cv2.cvtColor(wheel[None], cv2.COLOR_HSV2RGB)[0].astype(np.float32)
+    weight = np.where(classes == bare, 0.0, alpha).astype(np.float32)[..., None]
+    return np.rint(image * (1 - weight) + colours[classes] * weight).astype(np.uint8)
+
+
 def caption(image: np.ndarray, text: str) -> np.ndarray:
     """A copy of the frame with one line of text in its upper left corner."""
     return _write(image, text, at_top=True)

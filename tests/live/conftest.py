@@ -38,7 +38,9 @@ def until(true, seconds=10.0, step=0.02):
     raise AssertionError(f"not within {seconds} s")
 
 
-def write_clip(path, frames=20, size=(96, 128), gop=5, form=None, rate=10, codec="libx264"):
+def write_clip(
+    path, frames=20, size=(96, 128), gop=5, form=None, rate=10, codec="libx264", slices=1
+):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 255, (size[0], size[1] + frames, 3), np.uint8)
     texture = cv2.GaussianBlur(noise, (0, 0), 2)
@@ -47,7 +49,7 @@ def write_clip(path, frames=20, size=(96, 128), gop=5, form=None, rate=10, codec
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p" if codec == "libx264" else "yuvj420p"
         if codec == "libx264":
-            stream.options = {"g": str(gop), "bf": "0", "sc_threshold": "0", "slices": "1"}
+            stream.options = {"g": str(gop), "bf": "0", "sc_threshold": "0", "slices": str(slices)}
         for t in range(frames):
             image = np.ascontiguousarray(texture[:, t : t + size[1]])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))

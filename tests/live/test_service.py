@@ -220,6 +220,7 @@ cameras:
   - {{name: two, address: {clip}, pace: false, drop: wait, reset_every: 5}}
 workers: 2
 lines: {{path: {out}}}
+api: {{port: 0}}
 """
 
 
@@ -252,6 +253,7 @@ def test_the_command_serves_until_its_files_end(tmp_path, capfd):
         assert {"mean", "min", "max"} <= set(own[0]["output"])
     said = capfd.readouterr().err
     assert "one: 12 answered, 0 dropped" in said
+    assert "live page: http://127.0.0.1:" in said
     config.write_text(config.read_text().replace("workers", "worker"))
     assert cli.main(["serve", str(config)]) == 1
     assert "unknown field `worker` at $" in capfd.readouterr().err

@@ -132,6 +132,15 @@ def test_a_server_that_is_killed_and_comes_back(rtsp, clip):
     assert seen.camera.status().state == "stopped"
 
 
+def test_the_same_failure_is_logged_once(caplog):
+    port = free_port()
+    with Collected(f"http://127.0.0.1:{port}/video") as seen:
+        until(lambda: [r for r in caplog.records if r.levelname == "WARNING"])
+        until(lambda: seen.camera.status().reason.endswith("again in 0.2 s"))
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+
+
 def test_a_stream_that_changes_its_size(rtsp, tmp_path):
     write_clip(tmp_path / "part0.h264", form="h264", frames=10)
     write_clip(tmp_path / "part1.h264", form="h264", frames=10, size=(64, 96))
@@ -178,8 +187,10 @@ def test_damaged_packets_are_left_out_up_to_the_next_key_frame(rtsp, clip, tmp_p
     assert np.array_equal(after.pixels(), whole[10]), "the next key frame"
 
 
-def test_damage_can_be_kept(clip, tmp_path):
-    path = _damaged(tmp_path / "damaged.h264", clip)
+@pytest.mark.parametrize("slices", [1, 4])
+def test_damage_can_be_kept(tmp_path, slices):
+    clip = write_clip(tmp_path / "clip.h264", form="h264", slices=slices)
+    path = _damaged(tmp_path / "damaged.h264", clip, [7 * slices + slices // 2])
     frames = []
     for damaged in ("drop", "keep"):
         fifo = tmp_path / f"pipe_{damaged}"
@@ -274,6 +285,16 @@ def test_a_source_whose_thread_hangs_is_shown_as_stalled():
         until(lambda: seen.camera.status().state == "stalled")
         assert "no frame for" in seen.camera.status().reason
         ended.set()
+
+
+def test_a_connection_that_never_brings_a_whole_frame_is_shown_as_stalled():
+    def waits(address, connection, counts, stop):
+        stop.wait(10)
+        yield from ()
+
+    with Collected("none", Connection(open_seconds=0.1, stall_seconds=0.1), open_=waits) as seen:
+        assert seen.camera.status().state == "connecting"
+        until(lambda: seen.camera.status().state == "stalled")
 
 
 class Moving:

@@ -162,6 +162,29 @@ def test_weights_norm_is_of_the_kernel_before_folding(groups: int) -> None:
     np.testing.assert_allclose(node.kernel, kernel * 3.0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("padding", [((1, 2), (2, 2)), ((2, 1), (1, 1))])
+def test_split_and_transposed_convolutions_have_no_equation_left(groups: int, padding: Any) -> None:
+    def fn(w: jax.Array, x: jax.Array) -> jax.Array:
+        y = jax.lax.conv_general_dilated(
+            x, w, (1, 1), padding, lhs_dilation=(2, 2), feature_group_count=groups,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        a, b, c = jnp.split(y, (3, 4), axis=-1)
+        top, bottom = jnp.split(jnp.concatenate([c, b, a], -1), 2, axis=1)
+        return top - bottom
+
+    kernel = jax.random.normal(jax.random.key(0), (3, 4, 4 // groups, 8))
+    x = jax.random.normal(jax.random.key(1), (1, 6, 5, 4))
+    graph = g.build(fn, kernel, x)
+    assert not [n for n in graph.nodes if isinstance(n, g.OtherNode | g.LayoutNode)]
+    values: dict[int, Any] = {graph.inputs[0]: x}
+    for node in graph.nodes:
+        inputs = [values[r] for r in node.inputs]
+        (values[node.output],) = execute_node(node, inputs, graph.avals[node.output].shape)
+    np.testing.assert_allclose(values[graph.outputs[0]], fn(kernel, x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("channels", [(0, 1), (0, 1, 2, 3, 0)])
 def test_a_stem_of_some_positions_or_of_one_twice_stays_as_it_is(channels: Any) -> None:
     def fn(w: jax.Array, x: jax.Array) -> jax.Array:

@@ -13,10 +13,8 @@ from typing import Any
 
 from absl import flags
 
-from skipconv_jax.commands import brought, common
+from skipconv_jax.commands import brought, common, running
 from skipconv_jax.commands.calibrate import Settings, find_gate_plan, report
-from skipconv_jax.ops import POLICY_NAMES
-from skipconv_jax.plans import ENGINES
 from skipconv_jax.tasks import Experiment, build
 from skipconv_jax.tuning import Budget
 from skipconv_jax.tuning.gate_plan import GATES
@@ -25,18 +23,14 @@ USAGE = "(--config FILE | --onnx FILE) --budget macs=30% [--clip VIDEO]"
 
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(brought)
+flags.adopt_module_key_flags(running)
 _BUDGET = flags.DEFINE_string("budget", None, "macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME")
 _CLIP = flags.DEFINE_string("clip", None, "video, images or data set; default the config's data")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
-_POLICY = flags.DEFINE_enum("policy", "closed_loop", POLICY_NAMES, "what gates are to run under")
 _NORM = flags.DEFINE_enum("norm", "input_norm", sorted(GATES), "gate whose thresholds are sought")
 _BLOCKS = flags.DEFINE_list("blocks", ["4", "8"], "block sizes to choose from, per layer")
 _FRAMES = flags.DEFINE_integer("frames", 32, "frames to calibrate on, and to check", lower_bound=2)
 _STREAMS = flags.DEFINE_integer("streams", 4, "clips of the data set to take", lower_bound=1)
 _LABELS = flags.DEFINE_bool("labels", False, "drop against labels, not of agreement")
-_ENGINE = flags.DEFINE_enum(
-    "engine", "auto", [*ENGINES, "xla"], "what runs the skipped network, as for `skipconv stream`"
-)
 _OUT = flags.DEFINE_string("out", None, "file to write (default <workdir>/gate_plan.json)")
 
 BROKEN = 3
@@ -47,7 +41,7 @@ def _trained() -> tuple[Experiment, dict[str, Any], Path]:
     if brought.named():
         return *brought.experiment(), brought.workdir()
     experiment = build(common.CONFIG.value)
-    spec = _CHECKPOINT.value or common.newest_phase(common.workdir())
+    spec = running.CHECKPOINT.value or common.newest_phase(common.workdir())
     return experiment, common.load_weights(experiment, spec)[1], common.workdir()
 
 
@@ -56,6 +50,11 @@ def main(argv: Sequence[str]) -> int:
     common.no_arguments(argv)
     if _BUDGET.value is None:
         raise ValueError("`budget` (=None) must be macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME.")
+    if running.PRECISION.value is not None:
+        raise ValueError(
+            f"`precision` (={running.PRECISION.value!r}) must be left out: thresholds are found in "
+            "floats."
+        )
     try:
         blocks = tuple(int(block) for block in _BLOCKS.value)
     except ValueError as error:
@@ -64,13 +63,13 @@ def main(argv: Sequence[str]) -> int:
     settings = Settings(
         Budget.parse(_BUDGET.value, experiment.table().macs),
         _CLIP.value,
-        _POLICY.value,
+        running.POLICY.value,
         _NORM.value,
         blocks,
         _FRAMES.value,
         _STREAMS.value,
         _LABELS.value,
-        _ENGINE.value,
+        running.ENGINE.value,
     )
     gate_plan = find_gate_plan(experiment, weights["model"], settings)
     out = Path(_OUT.value) if _OUT.value else folder / "gate_plan.json"

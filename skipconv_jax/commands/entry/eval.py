@@ -1,7 +1,8 @@
 """Evaluates on the test clips: `skipconv eval --config hrnet_synthetic`.
 
 Or a trained network of your own on a video: `skipconv eval --onnx FILE --preset yolox --video FILE`
-compares it skipped with itself dense: AP of its detections against the dense ones, error, cost.
+compares it skipped with itself dense: AP of its detections (PCK of keypoints, IoU of classes)
+against the dense ones, error, cost; with `--labels FILE` the AP of both against the labels, too.
 
 Prints the task's figures (PCK per joint, AP, top-1), GMAC per frame dense and skipped, and firing
 per stage; writes them to `<workdir>/eval.json` and `eval.md`. Without `--checkpoint` it compares
@@ -18,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from skipconv_jax import whole_files
-from skipconv_jax.commands import agreement, brought, common
+from skipconv_jax.commands import agreement, brought, common, running
 from skipconv_jax.commands.baselines import evaluate_baseline
 from skipconv_jax.commands.evaluate import (
     Result,
@@ -29,9 +30,7 @@ from skipconv_jax.commands.evaluate import (
     write,
 )
 from skipconv_jax.config import set_gate
-from skipconv_jax.ops import POLICY_NAMES
-from skipconv_jax.plans import ENGINES
-from skipconv_jax.plans.base import PRECISIONS
+from skipconv_jax.data.video_labels import read_labels
 from skipconv_jax.streaming.sources import open_source
 from skipconv_jax.tasks import DENSE, GATED, build
 from skipconv_jax.viz.charts import stage_chart
@@ -40,23 +39,17 @@ USAGE = "(--config FILE [--checkpoint PATH] | --onnx FILE --video FILE) [--gate 
 
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(brought)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
+flags.adopt_module_key_flags(running)
 _JSON = flags.DEFINE_bool("json", False, "print JSON instead of the table")
 _BASELINE = flags.DEFINE_string(
     "baseline", None, "video network of the task to run instead of the skipped network"
 )
-_ENGINE = flags.DEFINE_enum(
-    "engine", "auto", [*ENGINES, "xla"], "what runs the skipped network, as for `skipconv stream`"
-)
-_PRECISION = flags.DEFINE_enum(
-    "precision", None, PRECISIONS, "with --video: int8 of a quantised network, as for stream"
-)
 _VIDEO = flags.DEFINE_string("video", None, "video for --onnx or --fn: agreement with the dense")
+_LABELS = flags.DEFINE_string(
+    "labels", None, "boxes of --video: COCO-style .json or MOTChallenge .txt; adds the usual AP"
+)
 _FRAMES = flags.DEFINE_integer("frames", 120, "most frames of --video, 0 for all", lower_bound=0)
 _START = flags.DEFINE_integer("start", 0, "first frame of --video", lower_bound=0)
-_POLICY = flags.DEFINE_enum(
-    "policy", "closed_loop", POLICY_NAMES, "of --onnx or --fn: what residuals are taken against"
-)
 _KEY = flags.DEFINE_integer("key_interval", 10, "frames between its key frames", lower_bound=1)
 
 
@@ -64,7 +57,7 @@ def evaluate(config: ConfigDict, folder: Path) -> list[Result]:
     """Results of the network in `folder`, dense and skipped, for every test of its task."""
     experiment = build(config)
     clips = experiment.first(experiment.clips("test"), config.eval.max_clips)
-    dense_from = _CHECKPOINT.value or folder / DENSE
+    dense_from = running.CHECKPOINT.value or folder / DENSE
     gated = folder / GATED if (folder / GATED).is_dir() else folder / DENSE
     label, dense = common.load_weights(experiment, dense_from)
     results = []
@@ -78,10 +71,12 @@ def evaluate(config: ConfigDict, folder: Path) -> list[Result]:
                 )
             )
             continue
-        other, weights = common.load_weights(experiment, _CHECKPOINT.value or gated)
+        other, weights = common.load_weights(experiment, running.CHECKPOINT.value or gated)
         how = f"{name} skipped".strip()
         results.append(
-            evaluate_skipped(experiment, weights, clips, f"{other} {how}", length, _ENGINE.value)
+            evaluate_skipped(
+                experiment, weights, clips, f"{other} {how}", length, running.ENGINE.value
+            )
         )
     write(experiment, results, config, folder)
     stage_chart(results[-1].firing, folder / "firing.png", results[-1].label)
@@ -99,20 +94,22 @@ def _splits(config: ConfigDict, splits: Sequence[int]) -> None:
 
 
 def _agreement() -> None:
-    """Compares a network the user brings with itself, dense."""
+    """Compares a network the user brings with itself, dense, and with labels."""
     if _VIDEO.value is None:
         raise ValueError(
             "`video` (=None) must be a video or a folder of images for --onnx or --fn."
         )
-    experiment, weights = brought.experiment(common.gate_flags(), _POLICY.value)
+    labels = None if _LABELS.value is None else read_labels(_LABELS.value)
+    experiment, weights = brought.experiment(common.gate_flags(), running.POLICY.value)
     found = agreement.compare(
         experiment,
         weights,
         open_source(_VIDEO.value),
         _FRAMES.value,
         _START.value,
-        _ENGINE.value,
-        _PRECISION.value,
+        running.ENGINE.value,
+        running.PRECISION.value,
+        labels,
     )
     agreement.write(found, brought.workdir())
     print(json.dumps(found.to_dict(), indent=1) if _JSON.value else agreement.report(found))

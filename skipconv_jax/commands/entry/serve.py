@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from skipconv_jax.extras import MissingExtra, required
+from skipconv_jax.extras import MissingExtra, require, required
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _serve(path: str, check: bool) -> int:
+    # First of all: what is missing is this command's extra, whatever else it would bring.
+    require("starlette", "uvicorn", "prometheus_client", "paho")
     with required():
         from skipconv_jax.commands.evaluate import with_gates
         from skipconv_jax.live import config as files
@@ -43,16 +45,27 @@ def _serve(path: str, check: bool) -> int:
     if check:
         print(f"{path}: {len(config.cameras)} camera(s), nothing wrong", file=sys.stderr)
         return 0
-    engine = serve.plan_engine(config, with_gates, fired=False)
+    engine = serve.plan_engine(config, with_gates, fired=config.api is not None)
     service = serve.service(config, engine)
+    server = None
+    if config.api:
+        with required():
+            from skipconv_jax.live import api
+        made = api.app(service, config.api.token)
+        server = api.Server(made, config.api.host, config.api.port)
     ended = threading.Event()
     before = {n: signal.signal(n, lambda *_: ended.set()) for n in (signal.SIGINT, signal.SIGTERM)}
     service.start()
+    if server:
+        server.start()
+        print(f"live page: {server.address}", file=sys.stderr, flush=True)
     print(f"{len(config.cameras)} camera(s) on {engine.why}", file=sys.stderr, flush=True)
     try:
         while not ended.wait(0.2) and not service.wait(0.0):
             pass
     finally:
+        if server:
+            server.stop()
         service.stop()
         for number, handler in before.items():
             signal.signal(number, handler)

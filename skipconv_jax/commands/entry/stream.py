@@ -15,31 +15,25 @@ from typing import Any
 
 from absl import flags
 
-from skipconv_jax.commands import brought, common
+from skipconv_jax.commands import brought, common, running
 from skipconv_jax.commands.evaluate import with_gates
 from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.config import set_gate
-from skipconv_jax.ops import POLICY_NAMES
-from skipconv_jax.plans import ENGINES
-from skipconv_jax.plans.base import PRECISIONS
 from skipconv_jax.streaming.sources import open_source
 from skipconv_jax.tasks import Experiment, build
+from skipconv_jax.tasks.given.experiment import GivenExperiment
 
 USAGE = "VIDEO (--config FILE [--checkpoint PATH] | --onnx FILE [--preset NAME]) [--gate NAME]"
 
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(brought)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "phase folder, .pth or .safetensors file")
+flags.adopt_module_key_flags(running)
 _OUT = flags.DEFINE_string("out", None, "folder to write to (default <workdir>/stream/<VIDEO>)")
 _PIECE = flags.DEFINE_integer(
     "piece", 1, "frames run together; more of them answer later", lower_bound=1
 )
 _RESET = flags.DEFINE_integer(
     "reset_every", 0, "frames between reference frames, 0 never", lower_bound=0
-)
-# The best of docs/results/policies.md without resets; the paper's Eq. 3 is `previous`.
-_POLICY = flags.DEFINE_enum(
-    "policy", "closed_loop", POLICY_NAMES, "what residuals are taken against, unless a plan says"
 )
 _CUT = flags.DEFINE_bool("scene_cut", False, "take a reference frame where the scene is cut")
 _DRIFT = flags.DEFINE_integer(
@@ -48,13 +42,8 @@ _DRIFT = flags.DEFINE_integer(
 _BOUND = flags.DEFINE_float("drift_bound", 0.1, "relative error past which the stream is reset")
 _MOST = flags.DEFINE_integer("max_frames", 0, "stop after so many frames, 0 for all", lower_bound=0)
 _BOX = flags.DEFINE_list("box", None, "x1,y1,x2,y2 of the person; default the whole frame")
-_SCORE = flags.DEFINE_float("min_score", 0.2, "joints or boxes with less confidence are not drawn")
-
-_ENGINE = flags.DEFINE_enum(
-    "engine", "auto", [*ENGINES, "xla"], "what runs the network (xla: plain); one line says why"
-)
-_PRECISION = flags.DEFINE_enum(
-    "precision", None, PRECISIONS, "int8 of a quantised network; default what it and the engine say"
+_SCORE = flags.DEFINE_float(
+    "min_score", None, "joints or boxes with less confidence are left out; the preset's, else 0.2"
 )
 
 
@@ -73,13 +62,13 @@ def _box() -> tuple[float, float, float, float] | None:
 def _trained() -> tuple[Experiment, str, dict[str, Any], Path]:
     """The network with its weights, their label, and where results go."""
     if name := brought.named():
-        given, weights = brought.experiment(common.gate_flags(), _POLICY.value)
+        given, weights = brought.experiment(common.gate_flags(), running.POLICY.value)
         return given, name, weights, brought.workdir()
     config = set_gate(common.CONFIG.value, *common.gate_flags())
     with config.unlocked():
-        config.skip.policy = _POLICY.value
+        config.skip.policy = running.POLICY.value
     experiment = build(config)
-    spec = _CHECKPOINT.value or common.newest_phase(common.workdir())
+    spec = running.CHECKPOINT.value or common.newest_phase(common.workdir())
     return experiment, *common.load_weights(experiment, spec), common.workdir()
 
 
@@ -90,19 +79,21 @@ def main(argv: Sequence[str]) -> int:
             f"`arguments` (={list(argv[1:])}) must be one video file or folder of images."
         )
     source = open_source(argv[1])
+    experiment, label, weights, folder = _trained()
+    # Scores of detectors are not of one scale: what is sure, the preset knows.
+    sure = experiment.task.sure if isinstance(experiment, GivenExperiment) else 0.2
     settings = Settings(
         _PIECE.value,
         _RESET.value,
         _MOST.value,
         _box(),
-        _SCORE.value,
+        sure if _SCORE.value is None else _SCORE.value,
         _CUT.value,
         _DRIFT.value,
         _BOUND.value,
-        _ENGINE.value,
-        _PRECISION.value,
+        running.ENGINE.value,
+        running.PRECISION.value,
     )
-    experiment, label, weights, folder = _trained()
     out = Path(_OUT.value) if _OUT.value else folder / "stream" / source.path.stem
     summary = stream(experiment, with_gates(experiment, weights), source, out, settings)
     print(json.dumps({"weights": label, "out": str(out), **summary}, indent=1))

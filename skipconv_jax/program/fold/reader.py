@@ -16,7 +16,8 @@ from skipconv_jax.program.jaxprs import CONV, Place, bind, body, run
 from skipconv_jax.program.sites import Site, Traced
 
 # Makes a node of an equation and returns its result, or None where it doesn't take the case.
-Rule = Callable[["Reader", Any, list[Any]], "View | None"]
+# An equation with several results has a list of them.
+Rule = Callable[["Reader", Any, list[Any]], "View | list[View] | None"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +138,9 @@ class Reader(Tensors):
             return evaluate(eqn, values)
         rule = self._rules.get(primitive)
         made = rule(self, eqn, values) if rule else None
-        return [made] if made is not None else self._other(eqn, values)
+        if made is None:
+            return self._other(eqn, values)
+        return made if isinstance(made, list) else [made]
 
     def _call(self, eqn: Any, inner: Any, values: list[Any], place: Place) -> list[Any] | None:
         """Results of a call that has a meaning as a whole."""

@@ -36,11 +36,7 @@ class BoxView:
     def row(self, seen: Any, affine: np.ndarray, shape: Sequence[int]) -> dict[str, Any]:
         """`boxes` `(N, 4)` x1, y1, x2, y2, `scores` and `labels`, of the boxes sure enough."""
         found = unpack(Predictions(*seen), self.min_score)
-        # Boxes count in edges of pixels, the affine in their centres: half a pixel apart.
-        corners = np.asarray(found.boxes, np.float64).reshape(-1, 2) - 0.5
-        boxes = (warp_joints(corners, invert_affine(affine)) + 0.5).reshape(-1, 4)
-        # The input is padded beyond the frame's edges.
-        boxes = clip_boxes(boxes, *shape[:2])
+        boxes = on_frame(found.boxes, affine, shape)
         return {
             "boxes": np.round(boxes, 1).tolist(),
             "scores": np.round(found.scores, 4).tolist(),
@@ -50,3 +46,12 @@ class BoxView:
     def draw(self, image: np.ndarray, row: dict[str, Any]) -> np.ndarray:
         """Boxes with their labels and scores."""
         return draw.draw_boxes(image, row["boxes"], row["labels"], row["scores"])
+
+
+def on_frame(boxes: np.ndarray, affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Boxes `(N, 4)` in pixels of the network's input as boxes in the frame, cut at its edges."""
+    # Boxes count in edges of pixels, the affine in their centres: half a pixel apart.
+    corners = np.asarray(boxes, np.float64).reshape(-1, 2) - 0.5
+    placed = (warp_joints(corners, invert_affine(affine)) + 0.5).reshape(-1, 4)
+    # The input is padded beyond the frame's edges.
+    return clip_boxes(placed, *shape[:2])

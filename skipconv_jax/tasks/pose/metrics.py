@@ -1,5 +1,6 @@
 """PCK, the share of joints found, and the columns that published tables show of it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,20 +35,24 @@ class Pck:
     Args:
       threshold: alpha; the paper takes .2.
       convention: one of `CONVENTIONS`.
+      names: of the J joints; the 15 of JHMDB by default.
 
     Raises:
       ValueError: `convention` is unknown or `threshold` is not positive.
     """
 
-    def __init__(self, threshold: float = 0.2, convention: str = "extent") -> None:
+    def __init__(
+        self, threshold: float = 0.2, convention: str = "extent", names: Sequence[str] = JOINTS
+    ) -> None:
         if convention not in CONVENTIONS:
             raise ValueError(f"`convention` (={convention!r}) must be one of {CONVENTIONS}.")
         if not (checks.is_finite(threshold) and threshold > 0):
             raise ValueError(f"`threshold` (={threshold!r}) must be positive; the paper takes 0.2.")
         self.threshold = threshold
         self.convention = convention
-        self.hits = np.zeros(len(JOINTS), np.int64)
-        self.counts = np.zeros(len(JOINTS), np.int64)
+        self.names = tuple(names)
+        self.hits = np.zeros(len(names), np.int64)
+        self.counts = np.zeros(len(names), np.int64)
 
     def update(
         self, predicted: Any, joints: Any, size: Any, visible: Any = None, scale: Any = 1.0
@@ -55,10 +60,10 @@ class Pck:
         """Adds frames.
 
         Args:
-          predicted: `(..., 15, 2)`.
-          joints: ground truth `(..., 15, 2)`, in the same pixels.
+          predicted: `(..., J, 2)`.
+          joints: ground truth `(..., J, 2)`, in the same pixels.
           size: `(...)`, max(x2 - x1, y2 - y1) of the person's box in the same pixels.
-          visible: `(..., 15)` bool, joints that count; all by default.
+          visible: `(..., J)` bool, joints that count; all by default.
           scale: `(...)` or number, length of a pixel of the original image in these pixels: what
             the convention `pixels` adds to `size`.
 
@@ -66,10 +71,10 @@ class Pck:
           ValueError: shapes do not fit each other, or a size is no positive number.
         """
         predicted, joints = np.asarray(predicted, np.float64), np.asarray(joints, np.float64)
-        if predicted.shape != joints.shape or joints.shape[-2:] != (len(JOINTS), 2):
+        if predicted.shape != joints.shape or joints.shape[-2:] != (len(self.names), 2):
             raise ValueError(
                 f"`predicted` (of shape {predicted.shape}) and `joints` (of shape {joints.shape}) "
-                f"must both have shape (..., {len(JOINTS)}, 2)."
+                f"must both have shape (..., {len(self.names)}, 2)."
             )
         counted = np.ones(joints.shape[:-1], bool) if visible is None else np.asarray(visible, bool)
         if counted.shape != joints.shape[:-1]:
@@ -93,15 +98,18 @@ class Pck:
         self.counts += counted.sum(axes)
 
     def result(self) -> dict[str, float]:
-        """PCK in [0, 1]: joints, the 7 groups, and the means over 15 joints, 13 joints, 7 groups.
+        """PCK in [0, 1]: joints, and of JHMDB's 15 the 7 groups and the means that tables show.
 
         A joint that was never visible is NaN and left out of the means.
 
         Returns:
-          Keys: the names of `JOINTS`; `group/<name>` for `GROUPS`; `mean15`, `mean13`, `mean7`.
+          Keys: the joints' names, and `mean`; of the 15 `JOINTS` instead of that `group/<name>`
+          for `GROUPS`, `mean15`, `mean13` (without neck and belly) and `mean7` (of the groups).
         """
-        joint = np.full(len(JOINTS), np.nan)
+        joint = np.full(len(self.names), np.nan)
         np.divide(self.hits, self.counts, out=joint, where=self.counts > 0)
+        if self.names != tuple(JOINTS):
+            return {**dict(zip(self.names, joint.tolist(), strict=True)), "mean": _mean(joint)}
         groups = {name: _mean(joint[list(members)]) for name, members in GROUPS.items()}
         return {
             **dict(zip(JOINTS, joint.tolist(), strict=True)),

@@ -102,10 +102,9 @@ def _transposed(
     stride = params["lhs_dilation"][0]
     if set(params["lhs_dilation"]) != {stride} or set(params["window_strides"]) != {1}:
         return None
-    if params["feature_group_count"] != 1:
-        return None
+    groups = params["feature_group_count"]
     b, h, w, ci = reader.shape(x)
-    kh, kw, _, co = weights.shape
+    kh, kw, inner, co = weights.shape
     axes = [
         _phases(n, k, out, stride, pads[0], dilation)
         for n, k, out, pads, dilation in zip(
@@ -115,16 +114,22 @@ def _transposed(
     (rows, th, pad_h), (cols, tw, pad_w) = axes
     if min(*pad_h, *pad_w) < 0:
         return None
-    kernel = np.zeros((th, tw, ci, stride, stride, co), np.float32)
+    # Output channels go by group, by phase, by channel of the group.
+    kernel = np.zeros((th, tw, inner, groups, stride, stride, co // groups), np.float32)
+    split = weights.reshape(kh, kw, inner, groups, co // groups)
     for py, row in enumerate(rows):
         for px, col in enumerate(cols):
             for ty, jy in row:
                 for tx, jx in col:
-                    kernel[ty, tx, :, py, px] = weights[jy, jx]
-    kernel = kernel.reshape(th, tw, ci, stride * stride * co)
-    conv = Conv.make((b, h, w, ci), kernel.shape, padding=(pad_h, pad_w))
+                    kernel[ty, tx, :, :, py, px] = split[jy, jx]
+    kernel = kernel.reshape(th, tw, inner, stride * stride * co)
+    conv = Conv.make((b, h, w, ci), kernel.shape, padding=(pad_h, pad_w), groups=groups)
     small = (b, *conv.out_spatial, kernel.shape[3])
     deep = reader.make(lambda o: _conv_node(reader, x, o, conv, kernel), small)
+    if groups > 1:
+        by_group, order = deep, np.arange(small[3]).reshape(groups, stride * stride, co // groups)
+        index = tuple(int(i) for i in order.swapaxes(0, 1).ravel())
+        deep = reader.make(lambda o: g.ChannelsNode((by_group,), o, index), small)
     big = (b, small[1] * stride, small[2] * stride, co)
     ref = reader.make(lambda o: g.DepthToSpaceNode((deep,), o, stride), big)
     if big == shape:

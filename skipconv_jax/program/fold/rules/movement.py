@@ -45,6 +45,21 @@ def _slice(reader: Reader, eqn: Any, values: list[Any]) -> View | None:
     )
 
 
+def _split(reader: Reader, eqn: Any, values: list[Any]) -> list[View] | None:
+    """`jnp.split`: one slice behind the other."""
+    (x,), axis, at = values, eqn.params["axis"], 0
+    parts: list[View] = []
+    for size in eqn.params["sizes"]:
+        cut = [(0, n, 1) for n in x.shape]
+        cut[axis] = (at, size, 1)
+        part = _cut(reader, x, cut)
+        if part is None:
+            return None
+        parts.append(part)
+        at += size
+    return parts
+
+
 def _cut(reader: Reader, view: View, cuts: Sequence[tuple[int, int, int]]) -> View | None:
     cut: View | None = view
     for axis, (start, size, step) in enumerate(cuts):
@@ -149,6 +164,7 @@ RULES: dict[str, Rule] = {
     "transpose": _transpose,
     **dict.fromkeys(("copy", "copy_p", "convert_element_type", "stop_gradient"), _identity),
     "slice": _slice,
+    "split": _split,
     "gather": _gather,
     "pad": _pad,
 }

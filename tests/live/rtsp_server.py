@@ -54,8 +54,8 @@ def main():
         factory = GstRtspServer.RTSPMediaFactory()
         factory.set_launch(
             f"( multifilesrc location={files} loop=true caps=video/x-h264,stream-format=byte-stream"
-            f",framerate={given.rate}/1 ! h264parse name=parse config-interval=-1 "
-            "! rtph264pay name=pay0 pt=96 config-interval=-1 )"
+            f",framerate={given.rate}/1 ! h264parse name=parse "
+            "! rtph264pay name=pay0 pt=96 )"
         )
         factory.set_shared(True)
         factory.connect("media-configure", configured)

@@ -149,11 +149,17 @@ def _score(
     return agreement(experiment)
 
 
+def _reader(experiment: Experiment) -> Callable[[Any], Any]:
+    """What is read of outputs `(T, B, ...)`; `Experiment.read` takes those of one frame."""
+    reader: Callable[[Any], Any] = jax.jit(jax.vmap(experiment.read))
+    return reader
+
+
 def accuracy(
     experiment: Experiment, labels: Mapping[str, np.ndarray]
 ) -> Callable[[Any, Any], float]:
     """The experiment's headline figure of outputs `(T, B, ...)`, against labels `(T, B, ...)`."""
-    read = jax.jit(experiment.read)
+    read = _reader(experiment)
 
     def score(outputs: Any, dense: Any) -> float:
         del dense
@@ -166,7 +172,7 @@ def agreement(experiment: Experiment) -> Callable[[Any, Any], float] | None:
     """The same figure, the dense network's answers taken for the truth; None where it has none."""
     if not experiment.answers_for_labels:
         return None
-    read = jax.jit(experiment.read)
+    read = _reader(experiment)
 
     def score(outputs: Any, dense: Any) -> float:
         return judge(experiment, read(outputs), experiment.answers(read(dense)))

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("onnx")
 
-from skipconv_jax.commands import agreement, cli
+from skipconv_jax.commands import agreement, calibrate, cli
 from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.data.video_labels import read_labels
 from skipconv_jax.presets import Pixels
@@ -254,6 +254,28 @@ def test_commands_take_a_function(frames, tmp_path, capsys):
     assert "`size` (=None) must be height and width" in capsys.readouterr().err
     assert cli.main(["macs", "--fn", f"{__name__}:number", "--size", "32", "64"]) == 2
     assert "it returned a int" in capsys.readouterr().err
+
+
+def test_calibration_scores_agreement_of_every_task(detector):  # noqa: F811
+    """Outputs come as (T, B, ...): presets and tasks read those of one frame."""
+    import jax
+
+    from tests.commands.test_brought import _experiment
+
+    pose, classes = _network([1, 1], [0, 0]), _network([1, -1], [0, 0.5])
+    experiments = [
+        given(pose, "pose", None, configuration(pose)),
+        given(classes, "segmentation", None, configuration(classes)),
+        _experiment(detector)[0],
+    ]
+    images = np.zeros((3, 1, *SIZE, 3), np.uint8)
+    images[:, :, :16, 16:32] = 255
+    for experiment in experiments:
+        run = jax.vmap(lambda x, e=experiment: e.predict(e.model.variables, x))
+        outputs = run(images)
+        score = calibrate.agreement(experiment)
+        assert score(outputs, outputs) == pytest.approx(1.0)
+        assert score(run(np.roll(images, 32, 3)), outputs) < 0.7
 
 
 def test_eval_takes_a_function(frames, tmp_path):

@@ -65,11 +65,11 @@ def _binary(reader: Reader, name: str, left: View, right: View) -> View | None:
     if reader.shape(left.ref) == reader.shape(right.ref) and _same(left, right):
         shape = reader.shape(left.ref)
         return left.on(reader.make(lambda o: g.BinaryNode((left.ref, right.ref), o, name), shape))
-    if len(left.dims) == 2:
+    if len(left.dims) == len(right.dims) == 2:
         # Vectors `(B, C)` as maps of one position.
         made = _binary(reader, name, left.as_position(), right.as_position())
         return None if made is None else dataclasses.replace(made, dims=made.dims[::3])
-    if len(left.dims) != 4:
+    if len(left.dims) != 4 or len(right.dims) != 4:
         return None
     roles = reader.roles(left, right)
     refs = [_one_position(reader, v, roles) or reader.map(v, roles) for v in (left, right)]

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.real_networks import Contest, frames_of, peers
-from skipconv_jax import ClosedLoop, InputNormGate, compile_plan, native, onnx, skip
+from skipconv_jax import ClosedLoop, InputNormGate, compile_plan, native, onnx, skip, whole_files
 from skipconv_jax.native import library
 from skipconv_jax.plans import Plan
 from skipconv_jax.presets import PRESETS
@@ -166,7 +166,7 @@ def main() -> None:
     print(text)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
+        whole_files.write_text(args.out, text)
 
 
 if __name__ == "__main__":

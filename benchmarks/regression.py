@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 
 from benchmarks.real_networks import arguments, measure, table
-from skipconv_jax import native
+from skipconv_jax import native, whole_files
 
 STORED = pathlib.Path(__file__).parents[1] / "docs" / "results" / "regression.json"
 Ratios = Mapping[str, float]
@@ -44,7 +44,8 @@ def main() -> int:
     key = f"{args.network.stem} {native.isa()} {native.num_threads()} threads"
     known = json.loads(STORED.read_text()) if STORED.exists() else {}
     if args.store:
-        STORED.write_text(json.dumps({**known, key: today}, indent=1, sort_keys=True) + "\n")
+        text = json.dumps({**known, key: today}, indent=1, sort_keys=True) + "\n"
+        whole_files.write_text(STORED, text)
         print(f"stored as {key!r}")
         return 0
     if key not in known:

@@ -249,6 +249,8 @@ class NativePlan(Plan):
             f"{native} operations in {len(self.segments)} native call(s), "
             f"{self.state_bytes() / 1e6:.1f} MB of state per stream"
         ]
+        integers = sum(isinstance(n, g.QConvNode) for n in self.graph.nodes)
+        lines += [f"{integers} convolutions of int8, exact in int32"] if integers else []
         for purpose, why in PURPOSES.items():
             floats = sum(p.kept.get(purpose, 0) for p in self.programs)
             lines += [f"state: {4 * floats / 1e6:.1f} MB {purpose}: {why}"] if floats else []

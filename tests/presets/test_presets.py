@@ -16,14 +16,27 @@ def test_names_are_cocos() -> None:
     assert YOLOX.classes[79] == "toothbrush"
 
 
+SEEN = {
+    "yolox": (250, 20, 10),
+    "fastestdet": (250 / 255, 20 / 255, 10 / 255),
+    "unit": (10 / 255, 20 / 255, 250 / 255),
+    "imagenet": (
+        (10 / 255 - 0.485) / 0.229,
+        (20 / 255 - 0.456) / 0.224,
+        (250 / 255 - 0.406) / 0.225,
+    ),
+    "symmetric": (10 / 127.5 - 1, 20 / 127.5 - 1, 250 / 127.5 - 1),
+}
+"""What becomes of the RGB pixel (10, 20, 250)."""
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_networks_see_bgr_channels_first(name: str) -> None:
+def test_networks_see_their_pixels_channels_first(name: str) -> None:
     frame = np.zeros((1, 2, 4, 3), np.uint8)
     frame[0, 1, 3] = (10, 20, 250)
     x = np.asarray(PRESETS[name].prepare(jnp.asarray(frame)))
     assert x.shape == (1, 3, 2, 4)
-    scale = {"yolox": 1, "fastestdet": 1 / 255}[name]
-    np.testing.assert_allclose(x[0, :, 1, 3], np.array([250, 20, 10]) * scale, rtol=1e-6)
+    np.testing.assert_allclose(x[0, :, 1, 3], SEEN[name], rtol=1e-5)
 
 
 # A cell of each stride of YOLOX at 64x96: 8x12, 4x6 and 2x3 cells, one behind the other.
@@ -60,8 +73,10 @@ def test_fastestdet() -> None:
 def test_presets_of_anybody() -> None:
     assert isinstance(preset("skipconv_jax.presets:YOLOX"), Preset)
     with pytest.raises(
-        ValueError, match=r"`preset` \(='yolov9'\) must be one of fastestdet, yolox"
+        ValueError, match=r"`preset` \(='yolov9'\) must be one of fastestdet, imagenet, .*, yolox"
     ):
         preset("yolov9")
-    with pytest.raises(ValueError, match=r"must name a skipconv_jax\.presets\.Preset, not a tuple"):
+    with pytest.raises(
+        ValueError, match=r"must name a skipconv_jax\.presets\.Preset or Pixels, not"
+    ):
         preset("skipconv_jax.presets.coco:COCO")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import skipconv_jax as skipconv
-from skipconv_jax import macs, onnx
+from skipconv_jax import macs, native, onnx
 from skipconv_jax.ops import POLICIES, InputNormGate
 from skipconv_jax.plans.compile import compile_plan
 from tests.quantised.files import frames, quantised_file
@@ -91,7 +91,8 @@ def test_thresholds_change_without_compiling_anew(network):
     assert all(float(m.sum()) == 0 for m in plan.fired(masks).values())
 
 
-def test_frames_as_cameras_give_them_enter_the_integers(network):
+@pytest.mark.parametrize("engine", ["folded", "auto"])
+def test_frames_as_cameras_give_them_enter_the_integers(network, engine):
     """Bytes, channels last, turned and shifted by a preset: all convolutions stay int8."""
     variables, fn = network
 
@@ -101,8 +102,8 @@ def test_frames_as_cameras_give_them_enter_the_integers(network):
     net = skipconv.skip(prepared, gate=InputNormGate(0.0, block=4))
     x = jax.ShapeDtypeStruct((1, 12, 16, 3), np.uint8)
     params, _ = net.init(variables, x)
-    plan = compile_plan(net, params, x, engine="auto", precision="int8")
-    assert plan.engine == "folded"
+    plan = compile_plan(net, params, x, engine=engine, precision="int8")
+    assert plan.engine == ("native" if engine == "auto" and native.available() else "folded")
     assert "6 convolutions of int8" in plan.report()
     rng = np.random.default_rng(1)
     shown, state = rng.integers(0, 256, (1, 12, 16, 3)).astype(np.uint8), plan.init_state()

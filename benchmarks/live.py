@@ -36,6 +36,7 @@ import cv2
 import jax
 import numpy as np
 
+from skipconv_jax import whole_files
 from skipconv_jax.commands.evaluate import with_gates
 from skipconv_jax.live.camera import Camera, Retry
 from skipconv_jax.live.capture import Connection, Counts, Shot
@@ -91,7 +92,10 @@ def byte_stream(video: str, rate: int, path: pathlib.Path) -> None:
     """A video at another rate, each frame the one shown at its time, as bare H.264."""
     source = Source(video)
     step = float(source.rate) / rate
-    with av.open(str(path), "w", format="h264") as container:
+    with (
+        whole_files.writing(path) as partial,
+        av.open(str(partial), "w", format="h264") as container,
+    ):
         stream: Any = container.add_stream("libx264", rate=Fraction(rate))
         stream.options = {"g": str(4 * rate), "bf": "0", "crf": "23", "preset": "veryfast"}
         stream.pix_fmt = "yuv420p"

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+
+from benchmarks import torch_models
 
 Row = dict[str, Any]
 
@@ -125,27 +126,11 @@ def torch() -> Any:
 
 @pytest.fixture(scope="session")
 def torchvision(torch: Any) -> Any:
-    """torchvision, also where its build is for another device than PyTorch's.
-
-    Such a build cannot load its operators, and its import then stops at the shapes of two of them.
-    No network here uses any, so declaring the two is enough.
-    """
+    """torchvision, also where its build is for another device than PyTorch's."""
     try:
-        import torchvision
+        return torch_models.torchvision()
     except ImportError as error:
         pytest.skip(f"needs torchvision: {error}")
-    except RuntimeError as error:
-        if "torchvision::nms does not exist" not in str(error):
-            raise
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
-
-        torchvision._operators = library  # alive as long as the module: deleting it undeclares them
-    return torchvision
 
 
 @pytest.fixture(scope="session")

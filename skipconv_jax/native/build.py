@@ -24,8 +24,6 @@ import tempfile
 from collections.abc import Iterator
 from types import ModuleType
 
-from skipconv_jax import whole_files
-
 # Compiled once per instruction set, and once for all of them.
 PER_ISA = (
     "ops/op_conv.cpp",
@@ -138,10 +136,10 @@ def why_not() -> str:
     return ""
 
 
-def _schema() -> ModuleType:
-    """`skipconv_jax.native.schema`, loaded without the package, which needs JAX."""
-    path = pathlib.Path(__file__).with_name("schema.py")
-    spec = importlib.util.spec_from_file_location("skipconv_jax_schema", path)
+def _module(file: str) -> ModuleType:
+    """A module of the package by its file: at installation, when this runs, there is no package."""
+    path = pathlib.Path(__file__).parent / file
+    spec = importlib.util.spec_from_file_location(f"skipconv_jax_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise BuildError(f"{path} is missing; take a complete source tree")
     module = importlib.util.module_from_spec(spec)
@@ -248,7 +246,7 @@ def build(folder: pathlib.Path | None = None) -> pathlib.Path:
     if not folders:
         reason = why_untrusted() or f"none of {candidate_dirs()} is writable"
         raise BuildError(f"{reason}; or pass a folder")
-    if stale := _schema().stale():
+    if stale := _module("schema.py").stale():
         raise BuildError(stale)
     target = folders[0] / library_name()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -307,7 +305,7 @@ def _put(target: pathlib.Path, content: bytes) -> None:
 
     A library that is loaded somewhere keeps its old content there: the new file is another one.
     """
-    with whole_files.writing(target) as partial:
+    with _module("../whole_files.py").writing(target) as partial:
         partial.write_bytes(content)
         partial.chmod(0o755 if target.suffix == ".so" else 0o644)
 

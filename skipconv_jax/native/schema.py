@@ -12,8 +12,6 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from skipconv_jax import whole_files
-
 CELL = 4  # side, in pixels, of the cells in which change is tracked
 PANEL = 32  # output channels of one packed weight panel
 MAX_SOURCES = 8
@@ -235,5 +233,8 @@ def stale() -> str:
 
 
 if __name__ == "__main__":
+    # Only here: at installation, when the header is compared, there is no package.
+    from skipconv_jax import whole_files
+
     whole_files.write_text(header_path(), header())
     print(header_path())

@@ -85,6 +85,19 @@ def test_build_says_what_is_missing(
         build.build(tmp_path)
 
 
+def test_an_installation_needs_no_package(tmp_path: pathlib.Path) -> None:
+    """`pip install` runs the build alone: without this package, JAX, or anything installed."""
+    script = (
+        "import importlib.util as u; spec = u.spec_from_file_location('b', sys_argv); "
+        "build = u.module_from_spec(spec); spec.loader.exec_module(build); "
+        "print(len(build.digest()), build._module('schema.py').stale(), "
+        "build._module('../whole_files.py').beside('a'))"
+    ).replace("sys_argv", repr(build.__file__))
+    command = [sys.executable, "-I", "-S", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_headers_are_those_of_the_installed_jaxlib() -> None:
     assert str(build.include_dir()) == str(pathlib.Path(jax.ffi.include_dir()))
 

@@ -20,7 +20,7 @@ def test_a_swapped_field_fails_the_build(
     first, second, *rest = schema.OP
     monkeypatch.setitem(schema.RECORDS, "Op", (second, first, *rest))
     assert schema.stale().startswith("schema.h is not what schema.py says")
-    monkeypatch.setattr(build, "_schema", lambda: schema)
+    monkeypatch.setattr(build, "_module", lambda file: schema)
     if not build.why_not():
         with pytest.raises(build.BuildError, match=r"schema\.h"):
             build.build(tmp_path)  # type: ignore[arg-type]

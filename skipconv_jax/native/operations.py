@@ -102,7 +102,9 @@ TAKEN: dict[type[g.Node], tuple[str, str]] = {
     g.ConvNode: (
         "Any window, stride, dilation, groups and padding, with bias, a residual and an activation "
         "behind it; skipped by blocks. 3x3 of stride 1 by Winograd, depthwise and grouped by "
-        "kernels of their own. A 1x1 reads its input times one value per channel.",
+        "kernels of their own. A 1x1 reads its input times one value per channel. "
+        "Transposed ones (a convolution per phase) and Winograd show NaN and infinities wherever "
+        "the network does, and may show them one position further.",
         "other than 2 spatial axes; negative padding",
     ),
     g.SumNode: ("Sum of any number of maps, each weighted and nearest-upsampled, activation.", ""),

@@ -88,6 +88,11 @@ class Network:
         """Whether a maximum is taken, which XLA's CPU backend takes of NaN as it pleases."""
         return any(op.kind in ("max_pool", "global_max", "softmax") for op in self.ops)
 
+    def spreads(self) -> bool:
+        """Whether folding multiplies by zeros that the network has not: a transposed convolution
+        whose windows overlap is one convolution per phase, and their windows differ."""
+        return any(op.kind == "transposed" and op["window"] > 2 for op in self.ops)
+
 
 class _Scope:
     """Where operations find their parameters, or say what they need."""

@@ -98,7 +98,11 @@ def _transposed(
     reader: Reader, params: Any, x: Ref, weights: np.ndarray, shape: tuple[int, ...]
 ) -> Ref | None:
     """A transposed convolution: every phase of the output is a convolution of its own, all of them
-    output channels of one, which become positions after it."""
+    output channels of one, which become positions after it.
+
+    Phases have windows of different places, joined by zeros: a NaN or infinity is shown wherever
+    the network shows it, and where windows overlap also one position beside.
+    """
     stride = params["lhs_dilation"][0]
     if set(params["lhs_dilation"]) != {stride} or set(params["window_strides"]) != {1}:
         return None

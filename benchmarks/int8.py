@@ -22,11 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.real_networks import Contest, frames_of, peers
+from benchmarks.real_networks import Contest, arguments, frames_of, peers
 from skipconv_jax import ClosedLoop, InputNormGate, compile_plan, native, onnx, skip, whole_files
 from skipconv_jax.native import library
 from skipconv_jax.plans import Plan
-from skipconv_jax.presets import PRESETS
 from skipconv_jax.viz.tables import markdown
 
 
@@ -142,15 +141,7 @@ def lossless(plan: Plan, clip: Sequence[jax.Array], frames: int) -> int:
 
 def main() -> None:
     """Parses arguments, measures, prints and writes the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("network", type=pathlib.Path)
-    parser.add_argument("--preset", required=True, choices=sorted(PRESETS))
-    parser.add_argument("--video", required=True)
-    parser.add_argument("--start", type=int, default=380)
-    parser.add_argument("--frames", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--block", type=int, default=8)
-    parser.add_argument("--targets", type=float, nargs="*", default=(2.5, 4.3, 8.0))
+    parser = arguments((__doc__ or "").splitlines()[0])
     parser.add_argument("--lossless", type=int, metavar="N")
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()

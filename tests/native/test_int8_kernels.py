@@ -1,13 +1,12 @@
 """Int8 kernels of every instruction set against scalar integers, between guards."""
 
-import concurrent.futures
-import os
 import pathlib
 import subprocess
 
 import pytest
 
 from skipconv_jax.native import build
+from tests.native.kernel_programs import check_kernel, compile_programs
 
 _KERNELS = ("dense", "pointwise", "depthwise", "store", "distance")
 # What every processor with a compiler has in place of vectors of bytes, as on ARM.
@@ -35,30 +34,15 @@ def _missing(isa: str) -> str:
 @pytest.fixture(scope="module")
 def binaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
     """One test program per instruction set that runs here."""
-    cxx = build.compiler()
-    if cxx is None:
-        pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("kernels")
+    variants = {
+        isa: (isa, *build.int8_variants()[isa])
+        for isa in _NEEDS
+        if isa != _GENERIC and not _missing(isa)
+    }
+    if not _missing(_GENERIC):
+        variants[_GENERIC] = ("portable", 4, ("-DSKC_GENERIC",))
     source = pathlib.Path(__file__).with_name("int8_kernels.cpp")
-    made, jobs = {}, []
-    for isa in _NEEDS:
-        if _missing(isa):
-            continue
-        generic = isa == _GENERIC
-        width, flags = (4, ("-DSKC_GENERIC",)) if generic else build.int8_variants()[isa]
-        made[isa] = folder / isa
-        common = ["-std=c++17", "-O1", "-ffp-contract=fast", "-Wno-psabi", "-Wno-unused-function"]
-        name = "portable" if generic else isa
-        defines = [f"-DSKC_ISA={name}", f"-DSKC_VW={width}", f"-I{build.source_dir()}"]
-        jobs.append([cxx, *common, *flags, *defines, str(source), "-o", str(made[isa])])
-
-    def compile_one(command: list[str]) -> str:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stderr[-3000:] if done.returncode else ""
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        assert not [error for error in pool.map(compile_one, jobs) if error]
-    return made
+    return compile_programs(source, tmp_path_factory.mktemp("kernels"), variants)
 
 
 @pytest.mark.parametrize("kernel", _KERNELS)
@@ -68,10 +52,7 @@ def test_kernel_equals_scalar_integers(
 ) -> None:
     if missing := _missing(isa):
         pytest.skip(missing)
-    command = [str(binaries[isa]), kernel]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert not done.returncode, f"exit {done.returncode}\n{done.stdout}{done.stderr}"
-    assert done.stdout == "200 cases, 0 wrong\n"
+    check_kernel(binaries[isa], kernel)
 
 
 def test_every_set_and_kernel_is_tested(binaries: dict[str, pathlib.Path]) -> None:

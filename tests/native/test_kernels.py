@@ -1,13 +1,12 @@
 """Every kernel on every instruction set against scalar code, between guards (kernels.cpp)."""
 
-import concurrent.futures
-import os
 import pathlib
 import subprocess
 
 import pytest
 
 from skipconv_jax.native import build
+from tests.native.kernel_programs import check_kernel, compile_programs
 
 _KERNELS = (
     "direct", "winograd", "depthwise", "grouped", "pooling", "elementwise", "activations",
@@ -34,28 +33,9 @@ def _missing(isa: str) -> str:
 @pytest.fixture(scope="module")
 def binaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
     """One test program per instruction set that runs here."""
-    cxx = build.compiler()
-    if cxx is None:
-        pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("kernels")
+    variants = {i: (i, *build.variants()[i]) for i in _ISAS if not _missing(i)}
     source = pathlib.Path(__file__).with_name("kernels.cpp")
-    made, jobs = {}, []
-    for isa in _ISAS:
-        if _missing(isa):
-            continue
-        width, flags = build.variants()[isa]
-        made[isa] = folder / isa
-        common = ["-std=c++17", "-O1", "-ffp-contract=fast", "-Wno-psabi", "-Wno-unused-function"]
-        defines = [f"-DSKC_ISA={isa}", f"-DSKC_VW={width}", f"-I{build.source_dir()}"]
-        jobs.append([cxx, *common, *flags, *defines, str(source), "-o", str(made[isa])])
-
-    def compile_one(command: list[str]) -> str:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stderr[-3000:] if done.returncode else ""
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        assert not [error for error in pool.map(compile_one, jobs) if error]
-    return made
+    return compile_programs(source, tmp_path_factory.mktemp("kernels"), variants)
 
 
 @pytest.mark.parametrize("kernel", _KERNELS)
@@ -65,10 +45,7 @@ def test_kernel_equals_scalar_code(
 ) -> None:
     if missing := _missing(isa):
         pytest.skip(missing)
-    command = [str(binaries[isa]), kernel]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert not done.returncode, f"exit {done.returncode}\n{done.stdout}{done.stderr}"
-    assert done.stdout == "200 cases, 0 wrong\n"
+    check_kernel(binaries[isa], kernel)
 
 
 def test_no_kernel_is_left_out(binaries: dict[str, pathlib.Path]) -> None:

@@ -94,20 +94,7 @@ void run_qinput(Run& run, const Op& o) {
 }
 
 void run_qoutput(Run& run, const Op& o) {
-  const Tensor& t = run.call.tensors[o.src[0]];
-  double floats = 0;
-  for (int s = 0; s < run.call.B; s++) {
-    const View in = run.view(o.src[0], s);
-    const bool whole = !run.call.kept || run.fresh(s);
-    const int wide = whole ? t.W : kRegion;
-    for (int y = 0; y < t.H; y += kRegion)
-      for (int x = 0; x < t.W; x += wide) {
-        const Rect r{y, y + kRegion < t.H ? y + kRegion : t.H, x, x + wide < t.W ? x + wide : t.W};
-        if (!whole && !in.changed_in(r.y0, r.y1, r.x0, r.x1)) continue;
-        run.items.push_back({r, s, 0, 0, kFire});
-        floats += (double)r.h() * r.w() * t.C;
-      }
-  }
+  const double floats = list_outputs(run, o);
   run.dispatch(output_item, (int)run.items.size(), floats * 2e-4);
 }
 

@@ -81,6 +81,26 @@ static void halve_rows(Run& run) {
   run.items.swap(halves);
 }
 
+// Items of a map that leaves the program, and how many floats they are: all of it, or of outputs that
+// the caller kept what changed.
+static double list_outputs(Run& run, const Op& o) {
+  const Tensor& t = run.call.tensors[o.src[0]];
+  double floats = 0;
+  for (int s = 0; s < run.call.B; s++) {
+    const View in = run.view(o.src[0], s);
+    const bool whole = !run.call.kept || run.fresh(s);
+    const int wide = whole ? t.W : kRegion;
+    for (int y = 0; y < t.H; y += kRegion)
+      for (int x = 0; x < t.W; x += wide) {
+        const Rect r{y, y + kRegion < t.H ? y + kRegion : t.H, x, x + wide < t.W ? x + wide : t.W};
+        if (!whole && !in.changed_in(r.y0, r.y1, r.x0, r.x1)) continue;
+        run.items.push_back({r, s, 0, 0, kFire});
+        floats += (double)r.h() * r.w() * t.C;
+      }
+  }
+  return floats;
+}
+
 // One operation each, with empty lists.
 void run_input(Run&, const Op&);
 void run_conv(Run&, const Op&);

@@ -22,11 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.real_networks import Contest, arguments, frames_of, peers
+from benchmarks.real_networks import Contest, Measured, arguments, frames_of, peers, rows
 from skipconv_jax import ClosedLoop, InputNormGate, compile_plan, native, onnx, skip, whole_files
 from skipconv_jax.native import library
 from skipconv_jax.plans import Plan
-from skipconv_jax.viz.tables import markdown
 
 
 def quantise(source: pathlib.Path, target: pathlib.Path, frames: Sequence[jax.Array]) -> None:
@@ -75,7 +74,7 @@ def measure(args: argparse.Namespace, clip: Sequence[jax.Array], path: pathlib.P
     """The table as text."""
     plan = compiled(path, clip[0], args.block, "int8")
     wide = compiled(args.network, clip[0], args.block, "float32").state_bytes()
-    contest, dense = Contest(plan), plan.table.macs
+    contest = Contest(plan)
     rng = np.random.default_rng(0)
     top = float(jnp.max(clip[0]))
     noise = [jnp.asarray(rng.uniform(0, top, clip[0].shape), jnp.float32) for _ in clip]
@@ -104,20 +103,13 @@ def measure(args: argparse.Namespace, clip: Sequence[jax.Array], path: pathlib.P
             taken, spent[name] = contest.play(constants, frames)
             times[name].append(taken)
     ms = {name: float(np.median(np.asarray(t), 0).mean()) for name, t in times.items()}
-    best = min(ms[name] for name in others)
-    rows = [[name, f"{ms[name]:.2f}", "", f"{best / ms[name]:.2f}x", ""] for name in others]
-    for name in settings:
-        reduction, gain = dense / max(spent[name], 1.0), best / ms[name]
-        shown = f"{reduction:.2f}x" if name != "still" else ""
-        ratio = f"{gain / reduction:.2f}" if name.startswith("video") else ""
-        rows.append([f"int8, {name}", f"{ms[name]:.2f}", shown, f"{gain:.2f}x", ratio])
-    head = ["", "ms/frame", "MAC reduction", "time reduction", "time / MACs"]
     state = plan.state_bytes()
+    found = Measured(ms, tuple(others), spent, float(plan.table.macs), state)
     return (
         f"{args.network.name}, batch 1, closed loop, block {args.block}, {threads} threads, "
         f"{library.int8_isa()}, {args.rounds} rounds of {len(clip)} frames; state "
         f"{state / 1e6:.1f} MB per stream, {state / wide:.2f} of float32's\n\n"
-        f"{markdown(head, rows)}\n"
+        f"{rows(found, 'int8, ')}\n"
     )
 
 

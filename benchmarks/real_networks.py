@@ -186,21 +186,25 @@ def measure(args: argparse.Namespace) -> Measured:
     return Measured(ms, tuple(others), spent, float(plan.table.macs), plan.state_bytes())
 
 
-def table(args: argparse.Namespace, found: Measured) -> str:
-    """The table as text."""
-    rows = [
+def rows(found: Measured, prefix: str = "") -> str:
+    """The rows in Markdown; `prefix` goes before the names of settings."""
+    cells = [
         [name, f"{found.ms[name]:.2f}", "", f"{found.gain(name):.2f}x", ""] for name in found.peers
     ]
     for name in found.spent:
         reduction, gain = found.reduction(name), found.gain(name)
         shown = f"{reduction:.2f}x" if name != "still" else ""
         ratio = f"{gain / reduction:.2f}" if name.startswith("video") else ""
-        rows.append([name, f"{found.ms[name]:.2f}", shown, f"{gain:.2f}x", ratio])
-    head = ["", "ms/frame", "MAC reduction", "time reduction", "time / MACs"]
+        cells.append([f"{prefix}{name}", f"{found.ms[name]:.2f}", shown, f"{gain:.2f}x", ratio])
+    return markdown(["", "ms/frame", "MAC reduction", "time reduction", "time / MACs"], cells)
+
+
+def table(args: argparse.Namespace, found: Measured) -> str:
+    """The table as text."""
     return (
         f"{args.network.name}, batch 1, float32, closed loop, block {args.block}, "
         f"{native.num_threads()} threads, {native.isa()}, {args.rounds} rounds of {args.frames} "
-        f"frames; state {found.state / 1e6:.0f} MB per stream\n\n{markdown(head, rows)}\n"
+        f"frames; state {found.state / 1e6:.0f} MB per stream\n\n{rows(found)}\n"
     )
 
 

@@ -92,11 +92,12 @@ class NetworkStream:
         self._runner = Runner(plan, experiment.read, cells, guard)
         self._carry = self._runner.init()
         frame = experiment.frame()
-        piece = jax.ShapeDtypeStruct((settings.piece, *frame.shape), np.uint8)
+        single = settings.piece == 1
+        shape = frame.shape if single else (settings.piece, *frame.shape)
         # Compiled before the first frame arrives, so that no frame's time holds the compilation.
-        step: Any = self._runner.step if settings.piece == 1 else self._runner.piece
-        piece = jax.ShapeDtypeStruct(frame.shape, np.uint8) if settings.piece == 1 else piece
-        self._run = step.lower(plan.constants, self._carry, piece).compile()
+        step: Any = self._runner.step if single else self._runner.piece
+        given = jax.ShapeDtypeStruct(shape, np.uint8)
+        self._run = step.lower(plan.constants, self._carry, given).compile()
 
     def __call__(self, frames: Iterator[Frame]) -> Iterator[Seen]:
         """Runs the frames piece by piece; what must not be taken for change resets the stream."""

@@ -100,6 +100,10 @@ class _Stream:
         self.costs: collections.deque[float] = collections.deque(maxlen=WINDOW)
         self.seen: Seen | None = None
 
+    def _due(self) -> bool:
+        """Whether the period between reference frames is over."""
+        return 0 < self.watch.reset_every <= self.since
+
     def offer(self) -> Offer | None:
         """The frame that waits, None if there is none or the stream is busy."""
         shot = None if self.busy else self.camera.inbox.first()
@@ -110,8 +114,7 @@ class _Stream:
             why = joined(shot.event, "cut" if cut and self.watch.cuts else "")
             self.looked = shot.number, Offer(self.camera.name, change, False), why
         _, offer, why = self.looked
-        due = self.watch.reset_every and self.since >= self.watch.reset_every
-        full = bool(why or self.reset or due or not self.answered)
+        full = bool(why or self.reset or self._due() or not self.answered)
         return dataclasses.replace(offer, full=full)
 
     def take(self) -> tuple[Shot, str] | None:
@@ -120,10 +123,9 @@ class _Stream:
         if shot is None:
             return None
         cut = self.looked[2] if self.looked and self.looked[0] == shot.number else ""
-        due = self.watch.reset_every and self.since >= self.watch.reset_every
         why = joined(joined(self.reset, shot.event), cut)
         self.reset, self.busy = "", True
-        return shot, joined(why, "due" if due else "")
+        return shot, joined(why, "due" if self._due() else "")
 
 
 class Service:

@@ -323,13 +323,6 @@ void region_item(void* ctx, int tid, int i) {
   }
 }
 
-void span(const int32_t* index, int n, int* low, int* high) {
-  for (int i = 0; i < n; i++) {
-    *low = index[i] < *low ? index[i] : *low;
-    *high = index[i] >= *high ? index[i] + 1 : *high;
-  }
-}
-
 // Positions of source i that the rectangle of the output is made of; may reach over the edge.
 Rect footprint(const Run& run, const Op& o, const Tensor& in, int i, const Rect& r) {
   switch (o.kind) {

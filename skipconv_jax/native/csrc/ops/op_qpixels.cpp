@@ -228,14 +228,6 @@ void piece_item(void* ctx, int tid, int i) {
   }
 }
 
-void span(const int32_t* index, int n, int* low, int* high) {
-  for (int i = 0; i < n; i++) {
-    if (index[i] < 0) continue;
-    *low = index[i] < *low ? index[i] : *low;
-    *high = index[i] >= *high ? index[i] + 1 : *high;
-  }
-}
-
 Rect footprint(const Run& run, const Op& o, const Tensor& in, int i, const Rect& r) {
   if (o.kind == kQMean || o.kind == kQMax) {
     const int y = r.y0 * o.sh - o.pt, x = r.x0 * o.sw - o.pl;

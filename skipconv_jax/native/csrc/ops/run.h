@@ -101,6 +101,15 @@ static double list_outputs(Run& run, const Op& o) {
   return floats;
 }
 
+// Widens [low, high) to the rows or columns of a table; a negative one is outside of the map.
+static void span(const int32_t* index, int n, int* low, int* high) {
+  for (int i = 0; i < n; i++) {
+    if (index[i] < 0) continue;
+    *low = index[i] < *low ? index[i] : *low;
+    *high = index[i] >= *high ? index[i] + 1 : *high;
+  }
+}
+
 // One operation each, with empty lists.
 void run_input(Run&, const Op&);
 void run_conv(Run&, const Op&);

@@ -107,7 +107,8 @@ class TensorSpec:
 
 
 PURPOSES: Mapping[str, str] = {
-    "values": "every tensor as it is, which the next frame updates where it changes",
+    "values": "tensors as they are, which the next frame updates where they change; what 1x1 layers alone "
+    "read is their reference and nothing else",
     "references": "inputs as they were when a block last fired; written once one changes unfired",
     "sums": "outputs before the activation, which a residual or a change is added to",
     "scratch": "changes and old values, of one frame and shared among tensors",
@@ -231,7 +232,8 @@ def _place_conv(
             f["zpitch"] = wp * out.cs
         else:
             f["z"], f["zpitch"] = arena.take(out.h * out.w * out.cs, "sums"), out.w * out.cs
-    if policy == "closed_loop":
+    # An always firing link never looks back.
+    if policy == "closed_loop" and not (f["head"] >= 0 and spec.gate.kind == "always"):
         rows, cols = (
             (spec.gate.block - 1) * s + e for s, e in zip(spec.strides, spec.extent, strict=True)
         )

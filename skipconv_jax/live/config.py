@@ -3,6 +3,7 @@
 `${NAME}` in a text is the environment's variable, so that no secret need stand in the file.
 """
 
+import dataclasses
 import os
 import re
 import tomllib
@@ -17,6 +18,7 @@ from skipconv_jax.live.capture import Connection
 from skipconv_jax.live.guarded import LOOPBACK
 from skipconv_jax.live.inbox import Inbox
 from skipconv_jax.tasks import Experiment
+from skipconv_jax.tasks.given.boxes import DetectionGiven
 from skipconv_jax.tasks.given.experiment import Network as GivenNetwork
 from skipconv_jax.tasks.given.experiment import configuration, from_onnx, given
 
@@ -292,4 +294,7 @@ def experiment(network: Network) -> tuple[Experiment, dict[str, Any]]:
         with settings.unlocked():
             settings.skip.gate_plan = network.gate_plan
     task, preset = ("detection", network.preset) if network.preset else ("raw", None)
-    return given(brought, task, preset, settings), {"model": brought.variables, "gates": {}}
+    made: Experiment = given(brought, task, preset, settings)
+    if isinstance(made, DetectionGiven):
+        made = dataclasses.replace(made, floor=network.min_score)
+    return made, {"model": brought.variables, "gates": {}}

@@ -80,9 +80,7 @@ def detections(
 
     def one(corners: jax.Array, scores: jax.Array, labels: jax.Array) -> Predictions:
         keep = min(_KEEP, scores.shape[0])
-        index, real = non_maximum_suppression(
-            corners, scores, labels, rule.overlap, keep, floor
-        )
+        index, real = non_maximum_suppression(corners, scores, labels, rule.overlap, keep, floor)
         return Predictions(
             jnp.where(real[:, None], corners[index], 0),
             jnp.where(real, scores[index], 0),

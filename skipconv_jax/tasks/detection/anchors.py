@@ -14,6 +14,7 @@ import numpy as np
 MIN_LEVEL = 3  # the finest pyramid level has stride 2^3
 OCTAVES = (0.0, 1 / 3, 2 / 3)
 ASPECTS = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))  # factors on width and height
+_Carry = tuple[jax.Array, jax.Array, jax.Array]  # scores left, indices taken, their number
 
 
 @functools.lru_cache(maxsize=32)
@@ -152,17 +153,17 @@ def non_maximum_suppression(
       Indices (keep,) int32 by falling score, and whether each is a box (keep,) bool.
     """
 
-    def more(carry: tuple[jax.Array, ...]) -> jax.Array:
+    def more(carry: _Carry) -> jax.Array:
         left, _, count = carry
         return (count < keep) & (left.max() > floor)
 
-    def take(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def take(carry: _Carry) -> _Carry:
         left, indices, count = carry
         index = jnp.argmax(left).astype(jnp.int32)
         repeats = iou(boxes[index][None], boxes)[0] > threshold
         dropped = (repeats & (labels == labels[index])).at[index].set(True)
         return jnp.where(dropped, 0.0, left), indices.at[count].set(index), count + 1
 
-    nothing = jnp.zeros(keep, jnp.int32), jnp.int32(0)
-    _, indices, count = jax.lax.while_loop(more, take, (scores, *nothing))
+    start: _Carry = scores, jnp.zeros(keep, jnp.int32), jnp.int32(0)
+    _, indices, count = jax.lax.while_loop(more, take, start)
     return indices, jnp.arange(keep) < count

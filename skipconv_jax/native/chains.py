@@ -1,7 +1,7 @@
 """Chains: which 1x1 convolutions are computed with what makes their input, tile by tile.
 
-What such a convolution (a link) reads is made for it alone, on the same blocks. So a tile of it goes
-from one operation to the next in a core's own cache, and is stored nowhere but in the link's
+What such a convolution (a link) reads is made for it alone, on the same blocks. So a tile of it
+goes from one operation to the next in a core's own cache, and is stored nowhere but in the link's
 reference, which a closed loop keeps anyway.
 """
 
@@ -39,7 +39,7 @@ def _depth(i: int, heads: dict[int, int]) -> int:
 
 
 def _leads(op: OpRecord, first: OpRecord) -> bool:
-    """Whether links can follow an operation: it makes whole blocks of theirs, from what is stored."""
+    """Whether links can follow: the operation makes whole blocks of theirs from what is stored."""
     block = first.fields["b"] if first.spec is not None else 0
     if op.kind == "channels":
         return bool(block == REGION)

@@ -107,8 +107,8 @@ class TensorSpec:
 
 
 PURPOSES: Mapping[str, str] = {
-    "values": "tensors as they are, which the next frame updates where they change; what 1x1 layers alone "
-    "read is their reference and nothing else",
+    "values": "tensors as they are, which the next frame updates where they change; not those that "
+    "are a 1x1 layer's reference and nothing else",
     "references": "inputs as they were when a block last fired; written once one changes unfired",
     "sums": "outputs before the activation, which a residual or a change is added to",
     "scratch": "changes and old values, of one frame and shared among tensors",

@@ -1,4 +1,4 @@
-"""Chains of 1x1 convolutions computed tile by tile: values to rounding, masks exactly, nothing stored."""
+"""Chains of 1x1 convolutions, tile by tile: values to rounding, masks exactly, nothing stored."""
 
 import dataclasses
 

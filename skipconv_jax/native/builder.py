@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from skipconv_jax.native import packing, schema
+from skipconv_jax.native import chains, packing, schema
 from skipconv_jax.native.layout import OpRecord, Ref, TensorSpec, lay_out
 from skipconv_jax.native.packing import round_up
 from skipconv_jax.native.program import MaskSlot, Program
@@ -53,7 +53,7 @@ class ProgramBuilder:
             self._tensors[out.index].born = len(self._ops)
         ones = [1] * schema.MAX_SOURCES
         values: dict[str, Any] = dict.fromkeys(
-            ("res", "w", "bias", "z", "ref", "acc", "sig", "lut"), -1
+            ("res", "w", "bias", "z", "ref", "acc", "sig", "lut", "tail", "next", "head"), -1
         )
         values |= {"out": out.index, "nsrc": len(sources), "fh": ones, "fw": ones}
         values |= {"kind": schema.value("OpKind", kind), "src": [s.index for s in sources]}
@@ -381,6 +381,7 @@ class ProgramBuilder:
     # -- layout ------------------------------------------------------------------------------------
     def finish(self) -> Program:
         """Lays out everything and gives the program."""
+        chains.link(self._tensors, self._ops)
         arena = lay_out(self._tensors, self._ops)
         head: Mapping[str, int] = {
             "format": schema.digest(),

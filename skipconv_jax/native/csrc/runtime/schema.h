@@ -4,11 +4,12 @@
 
 namespace skc {
 
-constexpr int32_t kFormat = 557524150;
+constexpr int32_t kFormat = 1690177839;
 constexpr int kCell = 4;
 constexpr int kPanel = 32;
 constexpr int kMaxSources = 8;
 constexpr int kRegion = 8;
+constexpr int kMaxLinks = 3;
 
 enum OpKind : int32_t {
   kInput,
@@ -196,7 +197,10 @@ struct Op {
   int32_t entries;
   int32_t shift;
   int32_t zeros[2];
+  int32_t tail;
+  int32_t next;
+  int32_t head;
 };
-static_assert(sizeof(Op) == 268);
+static_assert(sizeof(Op) == 280);
 
 }  // namespace skc

@@ -80,7 +80,7 @@ def run(command: ModuleType, arguments: Sequence[str], program: str) -> int:
       The exit code.
     """
     usage = f"usage: {program} {command.USAGE}"
-    errors: tuple[type[Exception], ...] = getattr(command, "ERRORS", ())
+    messages = (ValueError, OSError, MissingExtra, *getattr(command, "ERRORS", ()))
 
     def guarded(argv: Sequence[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
@@ -93,7 +93,7 @@ def run(command: ModuleType, arguments: Sequence[str], program: str) -> int:
             return 2
         try:
             code: int = command.main(argv)
-        except (ValueError, OSError, MissingExtra, *errors) as error:
+        except messages as error:
             # A message for users, who can act on it; `-v=1` shows developers where it came from.
             if logging.get_verbosity() > 0:
                 raise

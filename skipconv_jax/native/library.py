@@ -113,8 +113,9 @@ def status() -> str:
     if lib is None:
         return f"skipconv_jax: plain XLA ({why})"
     return (
-        f"skipconv_jax: native engine, {isa()}, {num_threads()} threads (SKIPCONV_JAX_NATIVE=0 for "
-        "plain XLA, SKIPCONV_JAX_ISA=avx512|avx2|portable, SKIPCONV_JAX_NUM_THREADS=n)"
+        f"skipconv_jax: native engine, {isa()} (int8: {int8_isa()}), {num_threads()} threads "
+        f"(SKIPCONV_JAX_NATIVE=0 for plain XLA, SKIPCONV_JAX_ISA={'|'.join((*_ISA, *_VNNI))}, "
+        "SKIPCONV_JAX_NUM_THREADS=n)"
     )
 
 

@@ -360,18 +360,24 @@ class ProgramBuilder:
         mode = schema.value("ReduceKind", kind)
         return self._pixels("reduce", [x], (x.h, x.w, 1), mode=mode)
 
-    def output(self, *maps: Ref) -> int:
+    def output(self, *maps: Ref, channels_first: bool = False) -> int:
         """Returns a map from the program, or the values of several one behind the other.
 
-        Gives the position among the outputs.
+        A single one leaves as `(B, c, h, w)` if `channels_first`. Gives the position among the
+        outputs.
         """
         sizes = [x.h * x.w * x.c for x in maps]
         alone = len(maps) == 1
-        self._outputs.append((maps[0].h, maps[0].w, maps[0].c) if alone else (sum(sizes),))
+        if channels_first and not alone:
+            raise ValueError(f"`maps` (={len(maps)}) must be one map to leave channels first.")
+        one = maps[0]
+        shape = (one.c, one.h, one.w) if channels_first else (one.h, one.w, one.c)
+        self._outputs.append(shape if alone else (sum(sizes),))
         for i, x in enumerate(maps):
             self._use(x, cur=True)
             count, at = sum(sizes), sum(sizes[:i])
-            self._record("output", x, [x], io=len(self._outputs) - 1, count=count, mode=at)
+            io, first = len(self._outputs) - 1, int(channels_first)
+            self._record("output", x, [x], io=io, count=count, mode=at, first=first)
         return len(self._outputs) - 1
 
     def _integers(self, values: Sequence[int]) -> int:

@@ -239,8 +239,9 @@ def _place_conv(
         )
         f["ref"] = arena.take(blocks * rows * cols * x.cs, "references")
     if not previous:
-        # The last threshold, then per block the last mask and whether a reference tile is kept.
-        f["sig"] = arena.take(1 + 2 * blocks, "marks")
+        # The last threshold, then per block the last mask, whether a reference tile is kept, and
+        # how much can have changed since.
+        f["sig"] = arena.take(1 + 3 * blocks, "marks")
     if policy == "accumulate":
         f["acc"] = arena.take(blocks, "marks")
     if f["nsrc"] == 2 and policy != "closed_loop":

@@ -102,6 +102,7 @@ OP = (
     "tail",  # first operation that is computed with this one, tile by tile; -1: none
     "next",  # the following one of the same input
     "head",  # operation that this one is computed with
+    "first",  # 1: an output leaves channels first
 )  # fmt: skip
 
 RECORDS = {"Header": HEADER, "Tensor": TENSOR, "Op": OP}

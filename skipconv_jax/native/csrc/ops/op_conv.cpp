@@ -8,6 +8,7 @@ namespace skc {
 namespace SKC_ISA {
 namespace {
 
+constexpr float kSlack = 1.0001f;  // what rounding may add to a sum of change
 constexpr int kTile = 8;  // blocks are computed in tiles of at most kTile rows
 
 struct Source {
@@ -56,6 +57,7 @@ struct ClosedBlock {
   int th, tw, cs;
   float* ref;       // stored tile
   float* kept;      // whether it is the reference, or null where it always is
+  float* bound;     // at least the largest sum of change since the reference, once that is stored
 
   bool stored() const { return !kept || *kept != 0.f; }
   float* row(float* tile, int y) const { return tile + (long)y * tw * cs; }
@@ -79,13 +81,14 @@ struct ClosedBlock {
     }
   }
 
-  // Sums over channels of what changed, [th][tw].
+  // Sums over channels of what changed since the reference, [th][tw].
   void change(float* m) const {
-    if (stored()) {
-      for (int y = 0; y < th; y++)
-        change_of_row(in.base + y * in.row, row(ref, y), tw, cs, m + y * tw);
-      return;
-    }
+    if (!stored()) return recent(m);
+    for (int y = 0; y < th; y++) change_of_row(in.base + y * in.row, row(ref, y), tw, cs, m + y * tw);
+  }
+
+  // The same of what changed in this frame.
+  void recent(float* m) const {
     const Tensor& t = *view.t;
     if (view.any[0] == kEverywhere && y0 >= 0 && x0 >= 0 && y0 + th <= t.H && x0 + tw <= t.W) {
       for (int y = 0; y < th; y++)
@@ -136,7 +139,8 @@ ClosedBlock closed_block(const Op& o, const Run& run, const Source& src, const C
           tile_w(o, r.w()),
           cs,
           run.arena(c.s) + o.ref + block * full,
-          lazy ? kept : nullptr};
+          lazy ? kept : nullptr,
+          kept + (long)o.nbh * o.nbw};
 }
 
 // Closed loop: residual against the input of the last time this block fired.
@@ -147,8 +151,20 @@ bool reference_fires(const Op& o, const Run& run, const Source& src, const Candi
   const Rect origin{0, r.h(), 0, r.w()};
   bool fires = c.fresh || o.gate == kAlways;
   if (!fires && o.gate == kNorm) {
+    // By the triangle inequality a sum grows by no more than what changed in this frame: as long as that
+    // can't reach the threshold, nobody has to read the reference.
+    if (block.kept && block.stored()) {
+      block.recent(local);
+      const float reach = *block.bound + support_max(o, local, block.tw, origin) * kSlack;
+      if (gate.score(reach * kSlack) <= gate.p[0]) {
+        *block.bound = reach;
+        return false;
+      }
+    }
     block.change(local);
-    fires = gate.exceeds(support_max(o, local, block.tw, origin));
+    const float sum = support_max(o, local, block.tw, origin);
+    fires = gate.exceeds(sum);
+    *block.bound = sum * kSlack;
   } else if (!fires) {
     const long line = (long)block.tw * block.cs;
     float* tile = block.ref;

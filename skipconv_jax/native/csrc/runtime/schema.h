@@ -4,7 +4,7 @@
 
 namespace skc {
 
-constexpr int32_t kFormat = 1690177839;
+constexpr int32_t kFormat = 291731959;
 constexpr int kCell = 4;
 constexpr int kPanel = 32;
 constexpr int kMaxSources = 8;
@@ -200,7 +200,8 @@ struct Op {
   int32_t tail;
   int32_t next;
   int32_t head;
+  int32_t first;
 };
-static_assert(sizeof(Op) == 280);
+static_assert(sizeof(Op) == 284);
 
 }  // namespace skc

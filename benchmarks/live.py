@@ -5,8 +5,9 @@
     python -m benchmarks.live faults [--disconnects 1000]
 
 `load`: cameras are the videos, one after the other, re-encoded at the rate and looped over RTSP by
-a server in another process of the same machine (GStreamer's, the tests' own), decoded here. The
-most cameras of which no wanted frame is dropped is found by doubling and halving; `--dense` runs
+a server in another process of the same machine (GStreamer's, the tests' own), decoded here. Eight
+streams of each video begin at their own times, as cameras have clocks of their own. The most
+cameras of which no wanted frame is dropped is found by growing and halving; `--dense` runs
 onnxruntime in the same service instead of the plan. `frames`: a fake network, what grows. `faults`:
 what is lost when connections, the disk and a broker go.
 """
@@ -50,6 +51,7 @@ from skipconv_jax.streaming.sources import Source
 from skipconv_jax.tasks import Experiment
 from skipconv_jax.viz.tables import markdown
 
+CLOCKS = 8  # streams of a video; cameras on the same one send their frames at the same moments
 SERVER = pathlib.Path(__file__).parent.parent / "tests/live/rtsp_server.py"
 
 
@@ -120,14 +122,18 @@ def _serving(videos: Sequence[str], rate: int) -> Iterator[list[str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        named = [f"v{n}={path}" for n, path in enumerate(paths)]
+        named = [f"v{n}c{k}={path}" for n, path in enumerate(paths) for k in range(CLOCKS)]
         # The bindings of GStreamer are the system's Python's.
         command = ["/usr/bin/python3", str(SERVER), str(port), str(rate), *named]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         try:
             if server.stdout is None or server.stdout.readline() != b"ready\n":
                 raise OSError("`SERVER` must start; install GStreamer's RTSP server (.ci/run).")
-            yield [f"rtsp://127.0.0.1:{port}/v{n}" for n in range(len(videos))]
+            yield [
+                f"rtsp://127.0.0.1:{port}/v{n}c{k}"
+                for k in range(CLOCKS)
+                for n in range(len(videos))
+            ]
         finally:
             server.kill()
             server.wait()
@@ -141,16 +147,17 @@ def rss() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-def _probe(engine: Engine, addresses: Sequence[str], count: int, seconds: float) -> dict[str, Any]:
+def _probe(
+    engine: Engine, addresses: Sequence[str], count: int, seconds: float, before: float
+) -> dict[str, Any]:
     """So many cameras for so long, from when all of them were answered and settled."""
-    before = rss()
     cameras = [
         (Camera(f"c{n}", addresses[n % len(addresses)], Connection()), Watch())
         for n in range(count)
     ]
     service = Service(engine, cameras, workers=len(os.sched_getaffinity(0)))
     service.start()
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 15 + count / 4
     while time.monotonic() < deadline:
         if all(f.answered > 1 for f in service.figures().values()):
             break
@@ -158,8 +165,9 @@ def _probe(engine: Engine, addresses: Sequence[str], count: int, seconds: float)
     time.sleep(2)
     start, late = service.figures(), []
     service.listen(lambda seen: late.append(seen.row["latency_ms"]))
+    spent = time.process_time()
     time.sleep(seconds)
-    end, memory = service.figures(), rss()
+    end, memory, spent = service.figures(), rss(), time.process_time() - spent
     service.stop()
     for name in end:
         engine.forget(name)
@@ -170,6 +178,7 @@ def _probe(engine: Engine, addresses: Sequence[str], count: int, seconds: float)
     return {
         "cameras": count, "answers": answers, "dropped": dropped, "p50": p50, "p95": p95,
         "p99": p99, "share": share, "mb": (memory - before) / count,
+        "cpu": spent * 1e3 / max(answers, 1),
     }  # fmt: skip
 
 
@@ -178,9 +187,10 @@ def most(
 ) -> list[dict[str, Any]]:
     """Probes in the order they were run: up by half until a drop, then between the two."""
     probes: list[dict[str, Any]] = []
+    before = rss()
 
     def fits(count: int) -> bool:
-        probes.append(_probe(engine, addresses, count, seconds))
+        probes.append(_probe(engine, addresses, count, seconds, before))
         print(json.dumps(probes[-1]), file=sys.stderr, flush=True)
         return probes[-1]["dropped"] == 0
 
@@ -203,6 +213,7 @@ def load(args: argparse.Namespace) -> None:
         onnx=args.network, preset=args.preset, threshold=args.threshold, block=args.block
     )
     made, weights = experiment(network)
+    cv2.setNumThreads(1)  # as the command does: a thread per stream
     engine: Engine = (
         DenseEngine(args.network, made, network.min_score)
         if args.dense
@@ -213,13 +224,16 @@ def load(args: argparse.Namespace) -> None:
     rows = [
         [
             f"{p['cameras']}", f"{p['answers'] / args.seconds:.0f}", f"{p['dropped']}",
-            f"{p['p50']:.1f} / {p['p95']:.1f} / {p['p99']:.1f}", f"{100 * p['share']:.1f}%",
-            f"{p['mb']:.0f}",
+            f"{p['p50']:.1f} / {p['p95']:.1f} / {p['p99']:.1f}", f"{p['cpu']:.1f}",
+            f"{100 * p['share']:.1f}%", f"{p['mb']:.0f}",
         ]
         for p in sorted(probes, key=lambda p: p["cameras"])
     ]  # fmt: skip
     name = "onnxruntime, dense" if args.dense else "skipped"
-    heads = ["cameras", "answers/s", "dropped", "latency p50 / p95 / p99, ms", "cost", "MB/camera"]
+    heads = [
+        "cameras", "answers/s", "dropped", "latency p50 / p95 / p99, ms", "CPU ms/answer",
+        "MACs of the dense", "MB/camera",
+    ]  # fmt: skip
     print(f"{pathlib.Path(args.network).stem}, {args.rate} fps, {name}\n")
     print(markdown(heads, rows))
 

@@ -75,7 +75,7 @@ def damage(reader: Reader, example: Path, folder: Path, seed: int) -> None:
     shutil.copytree(example, folder)
     paths = sorted(p for p in folder.glob(reader.files) if p.is_file())
     path = paths[int(rng.integers(len(paths)))]
-    path.write_bytes(mutate(path.read_bytes(), rng, path.suffix == ".json"))
+    path.write_bytes(mutate(path.read_bytes(), rng, path.suffix))
 
 
 def _peak() -> int:

@@ -46,6 +46,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def _told(number: int, kills: int, what: str = "") -> None:
+    """A line every ten kills: a campaign takes up to half an hour."""
+    if (number + 1) % 10 == 0:
+        print(f"  {number + 1} of {kills} kills{what}", flush=True)
+
+
 def _first_line(log: Path, process: subprocess.Popen[bytes]) -> None:
     """Waits until a training writes: before that there is nothing to lose."""
     size = log.stat().st_size if log.exists() else 0
@@ -83,6 +89,7 @@ def training(kills: int, rng: random.Random, folder: Path, look: bool = False) -
             assert whole[-1] >= last, f"checkpoint {last} was lost; whole are {whole}"
             assert Checkpoints(checkpoints).latest == whole[-1], "the newest is damaged"
             last = whole[-1]
+        _told(number, kills, f", step {last}")
     rows = [json.loads(line) for line in log.read_bytes().splitlines(keepends=True)
             if line.endswith(b"\n")]  # fmt: skip
     steps = [row["step"] for row in rows]
@@ -106,10 +113,12 @@ def preparing(kills: int, rng: random.Random, folder: Path) -> str:
     began = time.monotonic()
     subprocess.run(command(folder / "whole"), check=True, capture_output=True)
     seconds = time.monotonic() - began
-    for _ in range(kills):
-        ends += not _kill(_start(command(folder / "killed")), 0.3 * seconds, seconds, rng)
-        if ends:
+    for number in range(kills):
+        ended = not _kill(_start(command(folder / "killed")), 0.3 * seconds, seconds, rng)
+        ends += ended
+        if ended:
             shutil.rmtree(folder / "killed", ignore_errors=True)
+        _told(number, kills)
     subprocess.run(command(folder / "killed"), check=True, capture_output=True)
     trees = [_records(folder / name) for name in ("whole", "killed")]
     assert trees[0] == trees[1], "the records differ"
@@ -135,7 +144,7 @@ def builds(kills: int, rng: random.Random, folder: Path) -> str:
     code = "import pathlib, sys; from skipconv_jax.native import build; " \
            "build.build(pathlib.Path(sys.argv[1]))"  # fmt: skip
     whole = 0
-    for _ in range(kills):
+    for number in range(kills):
         _kill(_start([sys.executable, "-c", code, str(folder)]), 0.2, 60, rng)
         library = folder / build.library_name()
         if library.exists():
@@ -143,6 +152,7 @@ def builds(kills: int, rng: random.Random, folder: Path) -> str:
             whole += build.is_whole(library)
             for path in folder.iterdir():
                 path.unlink()
+        _told(number, kills)
     assert build.is_whole(build.build(folder))
     return f"{kills} kills ({whole} came after the library was whole): never half a library loaded"
 

@@ -1,10 +1,12 @@
 """Ways to damage a file, drawn from a seeded generator."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import yaml
 
 Rng = np.random.Generator
 _WORDS = (
@@ -16,6 +18,11 @@ _WORDS = (
     b"\0" * 16,
     b"9" * 20,
 )
+_TOKENS = (
+    "", "-1", "0", "1e400", "nan", "-inf", "9" * 400, str(2**31), str(2**63), "0x10", "1_0", "-0.5",
+    "{}", "[[]]", "'", '"', "a" * 5000, "../../x", "\0", "*x", "&x", "!!python/name:os",
+    "${HOME}", "null", "true", "<<: *net", "&lt;", "\u2028", "\ufeff", "2001-99-99",
+)  # fmt: skip
 _VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 2**31, 2**63, 10**400, 1e308, float("nan"), float("inf"), "", "../../x",
     "/etc/passwd", "\0", "a" * 5000, [], {}, [[]], {"a": []}, [1, 2, 3], ["x"], -0.5,
@@ -58,11 +65,22 @@ _BYTES: tuple[Callable[[bytearray, Rng], None], ...] = (
 )  # fmt: skip
 
 
-def mutate(data: bytes, rng: Rng, text: bool) -> bytes:
-    """A damaged copy; half of those of JSON files are changed as values, not as bytes."""
-    if text and rng.random() < 0.6:
+def mutate(data: bytes, rng: Rng, suffix: str = "") -> bytes:
+    """A damaged copy; most of those of text files are changed as values, not as bytes.
+
+    Args:
+      data: the whole file.
+      rng: draws the damage.
+      suffix: of the file's name; tells what kind of text it is, if any.
+    """
+    if suffix in (".json", ".jsonl", ".yaml", ".toml", ".txt", ".xml") and rng.random() < 0.6:
         try:
-            return _mutate_json(json.loads(data), rng)
+            if suffix == ".json":
+                return _mutate_json(json.loads(data), rng)
+            # YAML holds JSON.
+            if suffix == ".yaml" and rng.random() < 0.5:
+                return _mutate_json(yaml.safe_load(data), rng)
+            return _mutate_token(data.decode(), rng)
         except ValueError:
             pass
     changed = bytearray(data)
@@ -70,6 +88,16 @@ def mutate(data: bytes, rng: Rng, text: bool) -> bytes:
         if changed:
             _BYTES[int(rng.integers(len(_BYTES)))](changed, rng)
     return bytes(changed)
+
+
+def _mutate_token(text: str, rng: Rng) -> bytes:
+    """A word or number of the text replaced by another."""
+    tokens = list(re.finditer(r"[\w.+-]+", text))
+    if not tokens:
+        return text.encode()
+    start, end = tokens[int(rng.integers(len(tokens)))].span()
+    token = _TOKENS[int(rng.integers(len(_TOKENS)))]
+    return (text[:start] + token + text[end:]).encode()
 
 
 def _mutate_json(content: Any, rng: Rng) -> bytes:

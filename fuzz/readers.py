@@ -47,7 +47,8 @@ def digest(value: Any) -> str:
         elif hasattr(part, "shape"):
             array = np.asarray(part)
             if array.dtype.hasobject:  # its bytes are addresses
-                raise TypeError(f"a {type(part).__name__} has no digest")
+                add(array.tolist())
+                return
             sha.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
         else:
             sha.update(repr(part).encode())
@@ -280,6 +281,104 @@ def _read_saved_plan(folder: Path) -> Any:
     return [getattr(saved, field.name) for field in dataclasses.fields(saved)]
 
 
+def _records(folder: Path) -> None:
+    from skipconv_jax.data import prepare
+
+    source = folder.parent / "source"
+    _jhmdb(source)
+    prepare.prepare("jhmdb", source, folder / "data", workers=1)
+
+
+def _read_records(folder: Path) -> Any:
+    from skipconv_jax.data import jhmdb
+
+    clips = [jhmdb.load(folder / "data", part, config="synthetic") for part in ("train", "test")]
+    return [
+        (c.name, c.joints, c.visible, c.boxes, c.height, c.width, c.mirrorable,
+         [c.encoded(t) for t in range(c.length)])
+        for found in clips for c in (found[i] for i in range(len(found.names)))
+    ]  # fmt: skip
+
+
+def _video_labels(name: str) -> Reader:
+    def make(folder: Path) -> None:
+        _coco(folder)
+        lines = [f"{t},{i},{3 * i},4.5,10,12,1,1,0.9" for t in (1, 2, 3) for i in (1, 2)]
+        (folder / "gt.txt").write_text("\n".join(lines) + "\n")
+
+    def read(folder: Path) -> Any:
+        from skipconv_jax.data.video_labels import read_labels
+
+        labels = read_labels(folder / name)
+        return labels.classes, labels.frames
+
+    return Reader(f"labels of a video, {name}", make, read, name)
+
+
+_SERVED = {
+    "t.yaml": """network: &net {onnx: net.onnx, preset: yolox, size: [96, 96], threshold: 0.003}
+cameras:
+- name: door
+  address: rtsp://127.0.0.1:8554/door
+  rate: 5
+  ignore: [[[0, 0], [0.5, 0], [0.5, 0.1]]]
+- {name: yard, address: /dev/video0}
+api: {port: 8080, token: "${FUZZ_TOKEN}"}
+""",
+    "t.toml": """workers = 2
+[network]
+onnx = "net.onnx"
+[[cameras]]
+name = "door"
+address = "rtsp://127.0.0.1:8554/door"
+rate = 5.0
+[api]
+port = 8080
+""",
+}
+
+
+def _served(name: str) -> Reader:
+    def read(folder: Path) -> Any:
+        import msgspec
+
+        from skipconv_jax.live import config
+
+        return msgspec.to_builtins(config.load(folder / name, {"FUZZ_TOKEN": "t" * 20}))
+
+    return Reader(f"cameras {name[2:]}", lambda f: _wrote(f / name, _SERVED[name]), read, name, 2)
+
+
+def _wrote(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def _run_config(folder: Path) -> None:
+    _read_run_config(folder)
+
+
+def _read_run_config(folder: Path) -> Any:
+    from ml_collections import ConfigDict
+
+    from skipconv_jax.config import check_unchanged
+
+    settings = {"skip": {"gate": {"name": "input_norm", "threshold": 0.25}}, "batch": 4}
+    check_unchanged(ConfigDict(settings), folder / "config.json", ())
+    return (folder / "config.json").read_bytes()
+
+
+def _scores(folder: Path) -> None:
+    rows = [{"of": "f" * 16}, *({"name": "conv", "rank": r, "score": r / 7} for r in range(1, 5))]
+    (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _read_scores(folder: Path) -> Any:
+    from skipconv_jax.compress.search import ScoreCache
+
+    cache = ScoreCache(folder / "scores.jsonl", "f" * 16)
+    return [cache.get("conv", rank) for rank in range(1, 5)]
+
+
 def readers() -> list[Reader]:
     """All of them; those of optional parts where the parts are there."""
     found = [_image(suffix) for suffix in (".png", ".jpg", ".webp", ".bmp", ".tif")]
@@ -287,6 +386,8 @@ def readers() -> list[Reader]:
         Reader("COCO boxes", _coco, _read_boxes, "labels.json", 3),
         Reader("COCO keypoints", _coco, _read_poses, "labels.json", 3),
         Reader("COCO stream", _coco, _read_listed, "labels.json", 2),
+        _video_labels("labels.json"),
+        _video_labels("gt.txt"),
         Reader("JHMDB .mat", _jhmdb, _read_jhmdb, "**/*.mat", 2),
         Reader("JHMDB lists and note", _jhmdb, _read_jhmdb, "**/*.[tj][xs]*"),
         Reader("UA-DETRAC XML", _detrac, _read_detrac, "**/*.xml", 2),
@@ -294,6 +395,11 @@ def readers() -> list[Reader]:
         _state_file("a.pth"),
         Reader("gate plan", _gate_plan, _read_gate_plan, "plan.json"),
         Reader("checkpoint", _checkpoint, _read_checkpoint, "checkpoints/**/*", 0.5),
+        Reader("records", _records, _read_records, "data/**/*", 0.5),
+        Reader("configuration of a run", _run_config, _read_run_config, "config.json", 0.5),
+        Reader("scores of compression", _scores, _read_scores, "scores.jsonl", 0.5),
+        _served("t.yaml"),
+        _served("t.toml"),
         Reader("metrics", _metrics, _read_metrics, "metrics.jsonl", 0.5),
         _video("a.mp4", "libx264"),
         _video("a.mkv", "libx264"),

@@ -8,6 +8,7 @@ package and are found by name, too: `skipconv train --config hrnet_synthetic`.
 
 import importlib.util
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from skipconv_jax import Rule, whole_files
+from skipconv_jax import Rule, json_files, whole_files
 from skipconv_jax.entries import find
 from skipconv_jax.ops import (
     POLICIES,
@@ -274,24 +275,30 @@ def skip_options(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+_SHOWN = 12
+
+
 def check_unchanged(config: ConfigDict, path: Path, ignore: tuple[str, ...]) -> None:
     """Writes the configuration to `path`, or compares it with the one the run was started with.
 
     Raises:
-      ValueError: a value outside `ignore` differs.
+      ValueError: a value outside `ignore` differs, or the file at `path` is damaged.
     """
     now = _flat(json.loads(config.to_json_best_effort()))
     if path.exists():
-        then = json.loads(path.read_text(encoding="utf-8"))
+        then = json_files.read(path, dict[str, Any])
+        brief = reprlib.Repr()
+        brief.maxstring = brief.maxother = 100
         changed = [
-            f"{key}: {then.get(key)!r} -> {now.get(key)!r}"
+            f"{key[:100]}: {brief.repr(then.get(key))} -> {brief.repr(now.get(key))}"
             for key in sorted(then.keys() | now.keys())
             if then.get(key) != now.get(key) and not _covers(ignore, key)
         ]
         if changed:
             raise ValueError(
                 f"`config` must be the one the run in {path.parent} was started with; changed: "
-                + "; ".join(changed)
+                + "; ".join(changed[:_SHOWN])
+                + ("; ..." if len(changed) > _SHOWN else "")
                 + ". Undo the change or use another --workdir."
             )
     path.parent.mkdir(parents=True, exist_ok=True)

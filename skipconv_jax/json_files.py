@@ -82,6 +82,12 @@ def convert(path: Path, content: Any, kind: type[T]) -> T:
         raise JsonError(path, f"{_lower(reason)}, not {_shown(content, place)}", place) from error
 
 
+def brief(value: Any, most: int = 120) -> str:
+    """`repr` of a value from a file, cut to what fits in a line of a message."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 

@@ -5,9 +5,14 @@ import subprocess
 import sys
 
 import pytest
+from ml_collections import ConfigDict
 
 from fuzz import campaign
 from fuzz.readers import readers
+from skipconv_jax.compress.search import ScoreCache
+from skipconv_jax.config import check_unchanged
+from skipconv_jax.data import jhmdb
+from skipconv_jax.live.config import ConfigError, load
 from skipconv_jax.training.metrics import JsonLines
 from skipconv_jax.tuning.gate_plan import GatePlan
 
@@ -86,3 +91,57 @@ def test_metrics_are_kept_up_to_a_damaged_line(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_bytes(good + line + b'\n{"step": 3}\n')
     JsonLines(tmp_path / "metrics.jsonl", 9).close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == good
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\xff", b"[1]", b'{"batch": 5}'])
+def test_a_damaged_configuration_of_a_run_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=str(tmp_path)) as caught:
+        check_unchanged(ConfigDict({"batch": 4}), tmp_path / "config.json", ())
+    assert len(str(caught.value).splitlines()) == 1
+    assert (tmp_path / "config.json").read_bytes() == content  # nothing is lost
+
+
+@pytest.mark.parametrize("line", [b"\xff", b"5", b'{"name": "conv"}', b'{"name": 1, "rank": 2}'])
+def test_a_damaged_cache_of_scores_is_named(tmp_path, line):
+    (tmp_path / "c").write_bytes(b'{"of": "abc"}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=r"`cache` \(=.*is damaged .*; delete it"):
+        ScoreCache(tmp_path / "c", "abc")
+
+
+_NESTED = "[" * 100_000
+_ALIASES = "\n".join(
+    ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("cameras: 2001-99-99", "no valid YAML"), (_ALIASES, "at most 100000 values"),
+     (_NESTED, "no valid YAML|nested too deep")],
+)  # fmt: skip
+def test_yaml_that_grows_or_is_no_date(tmp_path, text, said):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load(tmp_path / "c.yaml", {})
+
+
+def test_damaged_records_are_one_line_that_names_their_folder(tmp_path):
+    """TFDS and its record format promise no kinds of errors."""
+    reader = next(r for r in readers() if r.name == "records")
+    (tmp_path / "example").mkdir()
+    reader.make(tmp_path / "example")
+    (folder,) = (tmp_path / "example").glob("data/jhmdb/synthetic/*.*.*")
+    shards = sorted(folder.glob("*array_record*"))
+    for path in (*shards[:2], folder / "features.json", folder / "dataset_info.json"):
+        whole = path.read_bytes()
+        for damaged in (whole[: len(whole) // 2], whole[:100] + b"\xff" * 9 + whole[109:]):
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"damaged .*prepare the dataset again") as caught:
+                reader.read(tmp_path / "example")
+            assert len(str(caught.value).splitlines()) == 1
+            assert str(folder) in str(caught.value)
+        path.write_bytes(whole)
+    (folder / "metadata.json").write_text(json.dumps({"records": {"clips_9": [["a", 1]]}}))
+    with pytest.raises(ValueError, match="splits as 'clips_112'"):
+        jhmdb.load(tmp_path / "example" / "data", "train", config="synthetic")

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from rich.progress import track
 
@@ -95,7 +96,7 @@ def score_candidates(
     if not ratios or not all(0 < ratio < 1 for ratio in ratios):
         raise ValueError(f"`ratios` (={ratios}) must lie between 0 and 1, e.g. {RATIOS}.")
     wanted = list(_wanted(kernels, method, ratios))
-    known = _Cache(cache, _fingerprint(kernels, variables, method, label))
+    known = ScoreCache(cache, _fingerprint(kernels, variables, method, label))
     found = []
     for name, factor in track(wanted, f"Ranks ({method})", disable=not progress):
         value = known.get(name, factor.rank)
@@ -180,7 +181,17 @@ def _fingerprint(kernels: Mapping[str, Kernel], variables: Tree, method: str, la
     return digest.hexdigest()[:16]
 
 
-class _Cache:
+class _Head(msgspec.Struct):
+    of: str = ""
+
+
+class _Score(msgspec.Struct):
+    name: str
+    rank: int
+    score: float
+
+
+class ScoreCache:
     """Scores in a JSON-lines file: a first line that says of what, then one line a score."""
 
     def __init__(self, path: Path | None, fingerprint: str) -> None:
@@ -195,18 +206,26 @@ class _Cache:
             whole_files.write_text(path, json.dumps({"of": fingerprint}) + "\n")
 
     def _read(self, path: Path, fingerprint: str) -> None:
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"`cache` (={path}) is damaged ({error}); delete it.") from error
         # A kill may have left half a line: it is cut off, so that the next one starts whole.
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             whole_files.write_text(path, whole)
-        head, *rows = [json.loads(line) for line in whole.splitlines()] or [{}]
-        if head.get("of") != fingerprint:
+        first, *rest = whole.encode().splitlines() or [b"{}"]
+        try:
+            of = msgspec.json.decode(first, type=_Head).of
+            rows = [msgspec.json.decode(row, type=_Score) for row in rest]
+        except msgspec.DecodeError as error:
+            raise ValueError(f"`cache` (={path}) is damaged ({error}); delete it.") from error
+        if of != fingerprint:
             raise ValueError(
                 f"`cache` (={path}) must hold scores of these weights, method and label; it holds "
                 "others. Delete it or use another file."
             )
-        self._scores = {(row["name"], row["rank"]): row["score"] for row in rows}
+        self._scores = {(row.name, row.rank): row.score for row in rows}
 
     def get(self, name: str, rank: int) -> float | None:
         return self._scores.get((name, rank))

@@ -9,6 +9,7 @@ listed). `load` puts the parts together.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -192,7 +193,7 @@ class JhmdbClips(LazyClips):
         self._source, self._keys = source, keys
         self.names = [str(key.entry[0]) for key in keys]
         self.lengths = [int(key.entry[1]) for key in keys]
-        self.mirrorable = bool(source.metadata["mirrorable"])
+        self.mirrorable = source.metadata.mirrorable
 
     def _load(self, index: int) -> PoseClip:
         return to_clip(self._source.read(self._keys[index]))
@@ -222,5 +223,10 @@ def load(data_dir: Path | str, part: str, number: int = 1, config: str = "full")
     source = records.Records(records.folder(data_dir, "jhmdb", config))
     wanted = str(PARTS.index(part) + 1)
     offset = len("clips_") + SPLITS.index(number)
+    for split in source.metadata.records:
+        if not re.fullmatch("clips_[0-2]{3}", split):
+            raise records.DamagedRecordsError(
+                f"{source.path}: `records` must be of splits as 'clips_112', not {split[:80]!r}."
+            )
     keys = [key for key in source.catalogue() if key.split[offset] == wanted]
     return JhmdbClips(source, sorted(keys, key=lambda key: key.entry[0]))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from skipconv_jax import json_files
 from skipconv_jax.data import images, mat_files
 from skipconv_jax.data.clips import PoseClip, check_frames, mask_boxes
 from skipconv_jax.data.folders import read_note
@@ -119,7 +120,8 @@ class JhmdbFolder:
                     continue
                 if len(words) != 2 or words[1] not in ("0", "1", "2"):
                     raise ValueError(
-                        f"{file}, line {line_number} (={line!r}) must read `<clip>.avi 1` or `2`."
+                        f"{file}, line {line_number} (={json_files.brief(line)}) must read "
+                        "`<clip>.avi 1` or `2`."
                     )
                 if words[1] == wanted:
                     names.append(f"{action}/{words[0].removesuffix('.avi')}")

@@ -146,9 +146,14 @@ class RecordVideos:
         self._source = source
         self._videos: dict[str, list[records.RecordKey]] = {}
         for key in source.catalogue():
+            if len(key.entry) != 3:
+                raise records.DamagedRecordsError(
+                    f"{source.path}: `records` must list a name, a start and a count of frames, "
+                    f"not {key.entry!r}."
+                )
             if key.split == part:
                 self._videos.setdefault(str(key.entry[0]), []).append(key)
-        self.classes = tuple(source.metadata["classes"])
+        self.classes = tuple(source.metadata.classes)
 
     @functools.cached_property
     def names(self) -> list[str]:
@@ -158,7 +163,7 @@ class RecordVideos:
     @functools.cached_property
     def lengths(self) -> list[int]:
         """Frames of each sequence."""
-        return [sum(key.entry[2] for key in keys) for keys in self._videos.values()]
+        return [sum(int(key.entry[2]) for key in keys) for keys in self._videos.values()]
 
     def read(self, video: int, times: Sequence[int]) -> VideoWindow:
         """Frames of one sequence."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from skipconv_jax import json_files
 from skipconv_jax.data import images
 from skipconv_jax.data.clips import check_frames
 from skipconv_jax.data.labelled_videos import BoxTrack, VideoWindow, make_track
@@ -89,10 +90,12 @@ def _number(element: ElementTree.Element, key: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"<{element.tag}> has {key}={text!r}, not a number")
+        raise ValueError(f"<{element.tag}> has {key}={json_files.brief(text)}, not a number")
     # Pixels, numbers of frames and identities: past this no file means what it says.
     if abs(value) > _LARGEST:
-        raise ValueError(f"<{element.tag}> has {key}={text!r}, at most {_LARGEST} is read")
+        raise ValueError(
+            f"<{element.tag}> has {key}={json_files.brief(text)}, at most {_LARGEST} is read"
+        )
     return value
 
 
@@ -110,7 +113,9 @@ def _target(target: ElementTree.Element, where: str) -> tuple[list[float], int, 
     attribute = target.find("attribute")
     kind = None if attribute is None else attribute.get("vehicle_type")
     if kind not in VEHICLES:
-        raise ValueError(f"{where} has vehicle_type={kind!r}, not one of {VEHICLES}")
+        raise ValueError(
+            f"{where} has vehicle_type={json_files.brief(kind)}, not one of {VEHICLES}"
+        )
     return _box(target.find("box"), where), VEHICLES.index(kind), int(_number(target, "id"))
 
 
@@ -127,7 +132,7 @@ def parse_annotations(text: str | bytes) -> Annotations:
         raise ValueError(f"no valid XML ({error})") from error
     name = root.get("name")
     if root.tag != "sequence" or not name:
-        raise ValueError(f'begins with <{root.tag}>, not with <sequence name="...">')
+        raise ValueError(f'begins with <{root.tag[:80]}>, not with <sequence name="...">')
     head = root.find("sequence_attribute")
     regions = [_box(box, "ignored_region") for box in root.findall("ignored_region/box")]
     frames: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
@@ -254,7 +259,7 @@ def _read_xml(
         problems.append((path, str(error)))
         return None
     if found.name != name:
-        problems.append((path, f"describes sequence {found.name!r}"))
+        problems.append((path, f"describes sequence {json_files.brief(found.name)}"))
     return found
 
 

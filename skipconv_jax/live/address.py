@@ -4,7 +4,6 @@ import enum
 import os
 import re
 import stat
-from pathlib import Path
 from urllib.parse import urlsplit
 
 
@@ -42,10 +41,14 @@ def kind(address: str) -> Kind:
         return _SCHEMES[scheme]
     if re.fullmatch(r"/dev/video\d+", address):
         return Kind.V4L2
-    path = Path(address)
-    if path.exists() and stat.S_ISFIFO(os.stat(path).st_mode):
-        return Kind.PIPE
-    return Kind.FRAMES
+    try:
+        pipe = stat.S_ISFIFO(os.stat(address).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return Kind.FRAMES
+    except (OSError, ValueError) as error:  # a name too long, no right to look, a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"`address` (={address[:120]!r}) can't be looked at: {reason}.") from None
+    return Kind.PIPE if pipe else Kind.FRAMES
 
 
 def shown(address: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import select
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from skipconv_jax.live.address import Kind, kind, shown
 from skipconv_jax.streaming.sources import open_source
@@ -234,6 +236,7 @@ class _Reader:
         # count as damaged. A packet whose error it would conceal fails by `explode`.
         context.options = {} if self._keep else {"err_detect": "crccheck+bitstream+buffer+explode"}
         self._lazy = _OnDemand(context) if context.name in _INTRA else None
+        self._colours = _Colours()
         self._whole = False  # since the last key frame
         self._begun = False
         # A decoder gives frames out later than their packets: each packet's number goes with it.
@@ -313,7 +316,7 @@ class _Reader:
         return self._made(
             frame,
             (frame.height, frame.width),
-            lambda: np.asarray(frame.to_ndarray(format="rgb24")),
+            lambda: self._colours(frame),
             thumbnail(frame),
         )
 
@@ -349,6 +352,18 @@ def _numbered(
     return shot
 
 
+class _Colours:
+    """Frames to RGB. One converter for all of them: making one costs more than a frame does."""
+
+    def __init__(self) -> None:
+        self._converter, self._lock = VideoReformatter(), threading.Lock()
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        with self._lock:
+            made = self._converter.reformat(frame, format="rgb24", threads=1)
+        return np.asarray(made.to_ndarray())
+
+
 class _OnDemand:
     """Decodes single pictures on whatever thread asks; lives on when the connection is gone."""
 
@@ -358,7 +373,7 @@ class _OnDemand:
         if context.name == "rawvideo":
             self._context.width, self._context.height = context.width, context.height
             self._context.pix_fmt = context.pix_fmt
-        self._lock = threading.Lock()
+        self._colours, self._lock = _Colours(), threading.Lock()
 
     def __call__(self, data: bytes) -> np.ndarray:
         with self._lock:
@@ -368,7 +383,7 @@ class _OnDemand:
                 raise CaptureError(f"damaged picture ({error.strerror})") from None
         if not frames:
             raise CaptureError("damaged picture (nothing to show)")
-        return np.asarray(frames[0].to_ndarray(format="rgb24"))
+        return self._colours(frames[0])
 
 
 def thumbnail(frame: Any) -> np.ndarray:
@@ -387,11 +402,17 @@ def thumbnail(frame: Any) -> np.ndarray:
 
 
 def _sampled(pixels: np.ndarray) -> np.ndarray:
+    return pixels[_places(pixels.shape[0], pixels.shape[1])]
+
+
+@functools.lru_cache(64)
+def _places(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of samples, the middle of each cell."""
     rows, columns = (
         (np.arange(count) * side + side // 2) // count
-        for count, side in zip(THUMBNAIL, pixels.shape[:2], strict=True)
+        for count, side in zip(THUMBNAIL, (height, width), strict=True)
     )
-    return pixels[rows[:, None], columns]
+    return rows[:, None], columns
 
 
 def _paced(

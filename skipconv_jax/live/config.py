@@ -3,6 +3,7 @@
 `${NAME}` in a text is the environment's variable, so that no secret need stand in the file.
 """
 
+import dataclasses
 import os
 import re
 import tomllib
@@ -17,6 +18,7 @@ from skipconv_jax.live.capture import Connection
 from skipconv_jax.live.guarded import LOOPBACK
 from skipconv_jax.live.inbox import Inbox
 from skipconv_jax.tasks import Experiment
+from skipconv_jax.tasks.given.boxes import DetectionGiven
 from skipconv_jax.tasks.given.experiment import Network as GivenNetwork
 from skipconv_jax.tasks.given.experiment import configuration, from_onnx, given
 
@@ -27,6 +29,9 @@ Polygon = Annotated[list[Point], msgspec.Meta(min_length=3, max_length=1000)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+_MOST_VALUES = 100_000
 
 
 class ConfigError(ValueError):
@@ -204,14 +209,15 @@ def _content(path: Path) -> Any:
     if path.suffix.lower() == ".toml":
         try:
             return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: it is no valid TOML: {error}.") from None
     # Imported here: TOML needs nothing.
     import yaml
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    # A date that is none and a number of 5,000 digits are plain ValueErrors.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise ConfigError(
@@ -219,14 +225,28 @@ def _content(path: Path) -> Any:
         ) from None
 
 
-def _expanded(path: Path, value: Any, environment: Mapping[str, str], place: str = "$") -> Any:
-    if isinstance(value, dict):
-        return {k: _expanded(path, v, environment, f"{place}.{k}") for k, v in value.items()}
-    if isinstance(value, list):
-        return [_expanded(path, v, environment, f"{place}[{i}]") for i, v in enumerate(value)]
-    if not isinstance(value, str):
-        return value
+def _expanded(path: Path, content: Any, environment: Mapping[str, str]) -> Any:
+    """The content with its variables filled in."""
+    left = [_MOST_VALUES]
 
+    def expanded(value: Any, place: str) -> Any:
+        left[0] -= 1
+        # Aliases of aliases make a short file grow without end.
+        if left[0] < 0:
+            raise ConfigError(f"{path}: it must hold at most {_MOST_VALUES} values.")
+        if isinstance(value, dict):
+            return {key: expanded(part, f"{place}.{key}") for key, part in value.items()}
+        if isinstance(value, list):
+            return [expanded(part, f"{place}[{i}]") for i, part in enumerate(value)]
+        return _filled(path, value, environment, place) if isinstance(value, str) else value
+
+    try:
+        return expanded(content, "$")
+    except RecursionError:
+        raise ConfigError(f"{path}: it is nested too deep.") from None
+
+
+def _filled(path: Path, value: str, environment: Mapping[str, str], place: str) -> str:
     def variable(found: re.Match[str]) -> str:
         if found[1] not in environment:
             raise ConfigError(
@@ -248,7 +268,9 @@ def convert(path: Path, content: Any) -> Config:
     except (msgspec.ValidationError, RecursionError) as error:
         reason, _, place = str(error).partition(" - at `")
         place = place.rstrip("`") or "$"
-        raise ConfigError(f"{path}: {reason} at {place}{_fix(reason, place)}.") from None
+        raise ConfigError(
+            f"{path}: {reason[:300]} at {place[:300]}{_fix(reason, place)}."
+        ) from None
     names = [camera.name for camera in config.cameras]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -292,4 +314,7 @@ def experiment(network: Network) -> tuple[Experiment, dict[str, Any]]:
         with settings.unlocked():
             settings.skip.gate_plan = network.gate_plan
     task, preset = ("detection", network.preset) if network.preset else ("raw", None)
-    return given(brought, task, preset, settings), {"model": brought.variables, "gates": {}}
+    made: Experiment = given(brought, task, preset, settings)
+    if isinstance(made, DetectionGiven):
+        made = dataclasses.replace(made, floor=network.min_score)
+    return made, {"model": brought.variables, "gates": {}}

@@ -8,7 +8,7 @@ and answer when its slowest frame is in.
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from skipconv_jax import macs
 from skipconv_jax.live.regions import Ignore
 from skipconv_jax.plans import compile_plan
-from skipconv_jax.streaming.runner import Runner
+from skipconv_jax.streaming.runner import Reading, Runner
 from skipconv_jax.tasks import Experiment
 
 CELL = 16  # input pixels per side of a cell of the map of fired blocks
@@ -39,6 +39,18 @@ class Answer:
     gmac: float
     ms: float
     fired: np.ndarray | None = None
+
+
+class _Few(NamedTuple):
+    """What of a reading leaves the device."""
+
+    outputs: Any
+    macs: jax.Array
+    places: jax.Array | None
+
+    @staticmethod
+    def of(reading: Reading) -> "_Few":
+        return _Few(reading.outputs, reading.macs, reading.places)
 
 
 class Engine(Protocol):
@@ -95,7 +107,8 @@ class PlanEngine:
         self._carries: dict[str, Any] = {}
         # Compiled, and run once, before a camera is connected: no frame waits for it.
         black = np.zeros(frame.shape, np.uint8)
-        step: Any = self._runner.step
+        # One reading per layer would cost more than a still frame does.
+        step: Any = self._runner.step_of(_Few.of)
         self._step = step.lower(plan.constants, self._runner.init(), black).compile()
         jax.block_until_ready(self._step(plan.constants, self._runner.init(), black))
 

@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+import cv2
+
 from skipconv_jax.live.camera import Camera
 from skipconv_jax.live.config import Config, experiment
 from skipconv_jax.live.engine import Engine, PlanEngine
@@ -26,6 +28,11 @@ def plan_engine(config: Config, with_gates: Any, fired: bool) -> PlanEngine:
         min_score=config.network.min_score,
         fired=fired,
     )
+
+
+def one_thread_each() -> None:
+    """Streams are what runs side by side: OpenCV's own threads would only wait for each other."""
+    cv2.setNumThreads(1)
 
 
 def outlets(config: Config) -> list[Outlet]:

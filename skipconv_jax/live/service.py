@@ -7,6 +7,7 @@ service.start(); service.wait(); service.stop()
 import collections
 import dataclasses
 import datetime
+import functools
 import logging
 import threading
 import time
@@ -18,7 +19,7 @@ import numpy as np
 
 from skipconv_jax.live.camera import Camera, Status
 from skipconv_jax.live.capture import CaptureError, Shot
-from skipconv_jax.live.changes import Changes
+from skipconv_jax.live.changes import Changes, prepare
 from skipconv_jax.live.engine import Answer, Engine, boxes
 from skipconv_jax.live.inbox import joined
 from skipconv_jax.live.outlets import Outlet
@@ -93,7 +94,8 @@ class _Stream:
         self.busy = False
         self.reset = ""  # why its next frame is a reference frame
         self.since = 0  # frames since the last one
-        self.looked: tuple[int, Offer, str] | None = None  # at which shot, what, and why
+        # At which shot, its change, and whether there was a cut since the last one that ran.
+        self.looked: tuple[int, float | None, bool] | None = None
         self.answered = self.failed = self.resets = 0
         self.macs = self.seconds = 0.0
         self.latency: collections.deque[float] = collections.deque(maxlen=WINDOW)
@@ -110,21 +112,23 @@ class _Stream:
         if shot is None:
             return None
         if self.looked is None or self.looked[0] != shot.number:
-            change, cut = self.changes.look(shot.thumbnail)
-            why = joined(shot.event, "cut" if cut and self.watch.cuts else "")
-            self.looked = shot.number, Offer(self.camera.name, change, False), why
-        _, offer, why = self.looked
-        full = bool(why or self.reset or self._due() or not self.answered)
-        return dataclasses.replace(offer, full=full)
+            # A cut stays one until its frame had a turn: where many wait for theirs, nobody looks
+            # at every frame of every stream again.
+            was = self.looked is not None and self.looked[2]
+            change, cut = self.changes.look(shot.thumbnail, self.watch.cuts and not was)
+            self.looked = shot.number, change, cut or was
+        _, change, cut = self.looked
+        full = bool(cut or shot.event or self.reset or self._due() or not self.answered)
+        return Offer(self.camera.name, change, full)
 
     def take(self) -> tuple[Shot, str] | None:
         """Takes the frame; with it, why it is a reference frame, '' if it is none."""
         shot = self.camera.inbox.take()
         if shot is None:
             return None
-        cut = self.looked[2] if self.looked and self.looked[0] == shot.number else ""
-        why = joined(joined(self.reset, shot.event), cut)
-        self.reset, self.busy = "", True
+        cut = self.looked is not None and self.looked[2]
+        why = joined(joined(self.reset, shot.event), "cut" if cut else "")
+        self.looked, self.reset, self.busy = None, "", True
         return shot, joined(why, "due" if self._due() else "")
 
 
@@ -151,11 +155,13 @@ class Service:
         self._streams = {camera.name: _Stream(camera, watch) for camera, watch in streams}
         priorities = {name: stream.watch.priority for name, stream in self._streams.items()}
         self._scheduler = Scheduler(priorities, workers, Budget(whole_frames))
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._work_there = threading.Condition(self._lock)  # workers wait for it
+        self._over = threading.Condition(self._lock)  # `wait` waits for it
         self._stopping = False
         self._listeners: list[Callable[[Seen], None]] = []
         for stream in self._streams.values():
-            stream.camera.on_wake(self.wake)
+            stream.camera.on_wake(functools.partial(self._woken, stream))
         self._workers = [
             threading.Thread(target=self._work, name=f"worker {n}", daemon=True)
             for n in range(workers)
@@ -166,10 +172,12 @@ class Service:
         """Of the cameras, in order."""
         return list(self._streams)
 
-    def wake(self) -> None:
-        """A camera has a frame, or another state: cameras call it."""
-        with self._changed:
-            self._changed.notify_all()
+    def _woken(self, stream: _Stream) -> None:
+        """A camera has a frame, or another state: one worker is enough for it."""
+        with self._lock:
+            self._work_there.notify()
+            if stream.camera.over:
+                self._over.notify_all()
 
     def listen(self, listener: Callable[[Seen], None]) -> None:
         """Calls it with every answer, on the worker's thread: it must not wait."""
@@ -177,6 +185,8 @@ class Service:
 
     def start(self) -> None:
         """Begins."""
+        if any(stream.watch.cuts for stream in self._streams.values()):
+            prepare()
         for worker in self._workers:
             worker.start()
         for stream in self._streams.values():
@@ -184,8 +194,8 @@ class Service:
 
     def wait(self, seconds: float | None = None) -> bool:
         """Waits until every camera is over and answered, as files are; False if time was short."""
-        with self._changed:
-            return self._changed.wait_for(
+        with self._over:
+            return self._over.wait_for(
                 lambda: (
                     self._stopping
                     or all(s.camera.over and not s.busy for s in self._streams.values())
@@ -195,9 +205,10 @@ class Service:
 
     def stop(self) -> None:
         """Ends all threads; answers that wait are written."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
-            self._changed.notify_all()
+            self._work_there.notify_all()
+            self._over.notify_all()
         for stream in self._streams.values():
             if not stream.camera.stop():
                 _log.warning("camera %s: its thread hangs and is left", stream.camera.name)
@@ -212,9 +223,8 @@ class Service:
         Raises:
           KeyError: no such camera.
         """
-        with self._changed:
+        with self._lock:
             self._streams[name].reset = why
-            self._changed.notify_all()
 
     def seen(self, name: str) -> Seen | None:
         """The last answer of a camera.
@@ -226,7 +236,7 @@ class Service:
 
     def figures(self) -> dict[str, Figures]:
         """All streams so far."""
-        with self._changed:
+        with self._lock:
             return {name: self._figures(stream) for name, stream in self._streams.items()}
 
     def _figures(self, stream: _Stream) -> Figures:
@@ -246,14 +256,14 @@ class Service:
 
     def _work(self) -> None:
         while True:
-            with self._changed:
+            with self._work_there:
                 taken = self._next()
                 while taken is None:
                     if self._stopping:
                         return
                     # Where frames wait for the budget, time alone lets them go on.
                     waits = self._scheduler.wait(time.monotonic())
-                    self._changed.wait(min(waits, 0.5) if waits else 0.5)
+                    self._work_there.wait(min(waits, 0.5) if waits else 0.5)
                     taken = self._next()
             stream, shot, why = taken
             self._answer(stream, shot, why)
@@ -265,6 +275,8 @@ class Service:
         chosen = self._scheduler.pick(offers, time.monotonic()) if offers else None
         if chosen is None:
             return None
+        if len(offers) > 1:  # another worker may be idle
+            self._work_there.notify()
         stream = self._streams[chosen.name]
         taken = stream.take()
         return None if taken is None else (stream, *taken)
@@ -286,7 +298,7 @@ class Service:
             return
         seen = Seen(row, image, answer.fired)
         self._publish(seen)
-        with self._changed:
+        with self._lock:
             stream.answered += 1
             stream.since = 1 if fresh else stream.since + 1
             stream.resets += fresh
@@ -295,8 +307,8 @@ class Service:
             stream.latency.append(time.monotonic() - shot.arrived)
             stream.costs.append(answer.share)
             stream.changes.ran(shot.thumbnail)
-            stream.seen, stream.busy = seen, False
-            self._changed.notify_all()
+            stream.seen = seen
+            self._free(stream)
 
     def _row(
         self, stream: _Stream, shot: Shot, answer: Answer, image: np.ndarray, why: str, began: float
@@ -324,12 +336,17 @@ class Service:
     def _failed(self, stream: _Stream, shot: Shot, reason: str, why: str) -> None:
         row = {"camera": stream.camera.name, "frame": shot.number, "error": reason}
         self._write(row)
-        with self._changed:
+        with self._lock:
             stream.failed += 1
             # What was to be a reference frame is one still; so is what follows a failure.
             stream.reset = joined(why, "after a failed frame")
-            stream.busy = False
-            self._changed.notify_all()
+            self._free(stream)
+
+    def _free(self, stream: _Stream) -> None:
+        """It may have its next turn; this worker goes on with whatever is next."""
+        stream.busy = False
+        if stream.camera.over:
+            self._over.notify_all()
 
     def _publish(self, seen: Seen) -> None:
         self._write(seen.row)

@@ -97,6 +97,15 @@ class Runner:
         """Jitted `(constants, carry, frame) -> (carry, reading)`; arrays lead with B."""
         return jax.jit(self._canonical(self.advance), donate_argnums=1)
 
+    def step_of(self, pick: Callable[[Reading], Any]) -> Streamer:
+        """`step` that gives `pick(reading)` alone: what it leaves out is not computed."""
+
+        def run(constants: Constants, carry: Carry, x: Any) -> tuple[Carry, Any]:
+            carry, reading = self.advance(constants, carry, x)
+            return carry, pick(reading)
+
+        return jax.jit(self._canonical(run), donate_argnums=1)
+
     @functools.cached_property
     def piece(self) -> Streamer:
         """Jitted `(constants, carry, frames) -> (carry, readings)`; arrays lead with (T, B).

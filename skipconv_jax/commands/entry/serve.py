@@ -45,6 +45,7 @@ def _serve(path: str, check: bool) -> int:
     if check:
         print(f"{path}: {len(config.cameras)} camera(s), nothing wrong", file=sys.stderr)
         return 0
+    serve.one_thread_each()
     engine = serve.plan_engine(config, with_gates, fired=config.api is not None)
     service = serve.service(config, engine)
     server = None

@@ -14,6 +14,7 @@ import numpy as np
 MIN_LEVEL = 3  # the finest pyramid level has stride 2^3
 OCTAVES = (0.0, 1 / 3, 2 / 3)
 ASPECTS = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))  # factors on width and height
+_Carry = tuple[jax.Array, jax.Array, jax.Array]  # scores left, indices taken, their number
 
 
 @functools.lru_cache(maxsize=32)
@@ -130,27 +131,39 @@ def match(
 
 
 def non_maximum_suppression(
-    boxes: jax.Array, scores: jax.Array, labels: jax.Array, threshold: float = 0.5, keep: int = 100
+    boxes: jax.Array,
+    scores: jax.Array,
+    labels: jax.Array,
+    threshold: float = 0.5,
+    keep: int = 100,
+    floor: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Greedy: takes the highest score, drops boxes of its class with IoU > threshold, repeats.
 
     Args:
       boxes: (N, 4).
-      scores: (N,); entries at or below 0 are never taken.
+      scores: (N,); entries at or below `floor` are never taken.
       labels: (N,) classes, which do not suppress each other.
       threshold: IoU above which a box repeats another.
-      keep: boxes to take, a static number.
+      keep: boxes to take at most, a static number.
+      floor: at least 0. Boxes that are taken do not depend on those below them, and the loop ends
+        with the last of them: a frame of few objects costs few rounds.
 
     Returns:
       Indices (keep,) int32 by falling score, and whether each is a box (keep,) bool.
     """
 
-    def take(left: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def more(carry: _Carry) -> jax.Array:
+        left, _, count = carry
+        return (count < keep) & (left.max() > floor)
+
+    def take(carry: _Carry) -> _Carry:
+        left, indices, count = carry
         index = jnp.argmax(left).astype(jnp.int32)
-        found = left[index] > 0
         repeats = iou(boxes[index][None], boxes)[0] > threshold
         dropped = (repeats & (labels == labels[index])).at[index].set(True)
-        return jnp.where(dropped, 0.0, left), (index, found)
+        return jnp.where(dropped, 0.0, left), indices.at[count].set(index), count + 1
 
-    _, (indices, found) = jax.lax.scan(take, scores, length=keep)
-    return indices, found
+    start: _Carry = scores, jnp.zeros(keep, jnp.int32), jnp.int32(0)
+    _, indices, count = jax.lax.while_loop(more, take, start)
+    return indices, jnp.arange(keep) < count

@@ -22,9 +22,15 @@ _CANDIDATES, _KEEP = 300, 100
 
 @dataclasses.dataclass(frozen=True)
 class DetectionGiven(GivenExperiment):
-    """A detector."""
+    """A detector.
+
+    Attributes:
+      floor: boxes with scores up to it are not looked for, which spares time where nobody wants
+        them.
+    """
 
     task: Preset
+    floor: float = 0.0
 
     figures: ClassVar = (("ap50", "AP@.5"), ("ap", "AP@[.5:.95]"))
     answers_for_labels: ClassVar = True
@@ -32,7 +38,7 @@ class DetectionGiven(GivenExperiment):
 
     def read(self, outputs: Any) -> Predictions:
         """Detections after suppression in input pixels."""
-        return detections(self.task, outputs, self.size)
+        return detections(self.task, outputs, self.size, self.floor)
 
     def scorer(self) -> Scorer:
         """COCO AP."""
@@ -91,7 +97,6 @@ def box_error(
     off = jnp.where(got.labels == wanted.labels, off, got.scores + wanted.scores)
     error = off + wanted.scores * (1 - _overlap(got.corners, wanted.corners))
     near = _NEAR * rule.sure
-    # Chosen first, so that boxes far from any object give no gradient, not even one that is NaN.
     counts = jnp.maximum(got.scores, wanted.scores) > near
     scale = jnp.where(wanted.scores > near, wanted.scores, 0).sum(axis=1)
     return jnp.where(counts, error, 0).sum(axis=1), scale
@@ -105,7 +110,9 @@ def _overlap(a: jax.Array, b: jax.Array) -> jax.Array:
     return both / jnp.maximum(whole - both, 1e-6)
 
 
-def detections(rule: Preset, outputs: Any, size: tuple[int, int]) -> Predictions:
+def detections(
+    rule: Preset, outputs: Any, size: tuple[int, int], floor: float = 0.0
+) -> Predictions:
     """Boxes by falling score without repeats, padded to a static number, (B, keep, ...)."""
     found = rule.decode(outputs, size)
     scores, at = jax.lax.top_k(found.scores, min(_CANDIDATES, found.scores.shape[1]))
@@ -114,7 +121,7 @@ def detections(rule: Preset, outputs: Any, size: tuple[int, int]) -> Predictions
 
     def one(corners: jax.Array, scores: jax.Array, labels: jax.Array) -> Predictions:
         keep = min(_KEEP, scores.shape[0])
-        index, real = non_maximum_suppression(corners, scores, labels, rule.overlap, keep)
+        index, real = non_maximum_suppression(corners, scores, labels, rule.overlap, keep, floor)
         return Predictions(
             jnp.where(real[:, None], corners[index], 0),
             jnp.where(real, scores[index], 0),

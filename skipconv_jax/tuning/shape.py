@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import hadamard
 
 Measure = Callable[[np.ndarray], tuple[float, float]]
 """Log thresholds of all layers to (cost, loss)."""
@@ -161,7 +160,7 @@ def shape(
             raise ValueError(f"`rounds` (runs={runs}) must be powers of two.")
         groups = min(runs - 1, layers)
         of = np.arange(layers) * groups // layers
-        signs = hadamard(runs)[:, 1:][:, rng.permutation(runs - 1)[:groups]]
+        signs = _hadamard(runs)[:, 1:][:, rng.permutation(runs - 1)[:groups]]
         settings = best.thresholds + math.log(factor) * signs[:, of]
         gains = np.asarray([curve.gain(search.run(setting)) for setting in settings])
         slope = (signs * gains[:, None]).mean(axis=0)
@@ -176,6 +175,14 @@ def shape(
         if groups == layers:
             break
     return Shaped(best, math.exp(gain), search.runs, tuple(told))
+
+
+def _hadamard(size: int) -> np.ndarray:
+    """Signs whose columns are orthogonal, Sylvester's; the first column is all 1."""
+    signs = np.ones((1, 1))
+    while len(signs) < size:
+        signs = np.kron(signs, [[1, 1], [1, -1]])
+    return signs
 
 
 def _largest(slope: np.ndarray) -> float:

@@ -14,11 +14,13 @@ from absl import flags
 from skipconv_jax.commands import brought, common, running
 from skipconv_jax.commands.fit import Settings, report, run
 from skipconv_jax.streaming.sources import open_source
+from skipconv_jax.training.loop import TrainingDiverged
 from skipconv_jax.transform import SAFE_GATE
 from skipconv_jax.tuning import GatePlan
 from skipconv_jax.tuning.fit import Recipe
 
 USAGE = "VIDEO (--config FILE | --onnx FILE [--preset NAME]) [--betas 0.1,0.3]"
+ERRORS = (TrainingDiverged,)
 
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(brought)

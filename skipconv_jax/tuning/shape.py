@@ -179,7 +179,7 @@ def shape(
 
 def _hadamard(size: int) -> np.ndarray:
     """Signs whose columns are orthogonal, Sylvester's; the first column is all 1."""
-    signs = np.ones((1, 1))
+    signs: np.ndarray = np.ones((1, 1))
     while len(signs) < size:
         signs = np.kron(signs, [[1, 1], [1, -1]])
     return signs

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from skipconv_jax.extras import MissingExtra
+
 
 class Command(NamedTuple):
     """A command: its module and what it does, in a line.
@@ -25,7 +27,9 @@ COMMANDS = {
     "eval": Command("skipconv_jax.commands.entry.eval", "accuracy and cost on the test data"),
     "stream": Command("skipconv_jax.commands.entry.stream", "run a video through a network"),
     "serve": Command("skipconv_jax.commands.entry.serve", "live cameras through one network"),
+    "probe": Command("skipconv_jax.commands.entry.probe", "does skipping pay on this video"),
     "calibrate": Command("skipconv_jax.commands.entry.calibrate", "thresholds for a budget"),
+    "fit": Command("skipconv_jax.commands.entry.fit", "gates that learn from unlabelled video"),
     "macs": Command("skipconv_jax.commands.entry.macs", "multiply-accumulates of every layer"),
     "profile": Command("skipconv_jax.commands.entry.profile", "time of every operation"),
     "demo": Command("skipconv_jax.demo", "all of it on synthetic clips, in ten minutes"),
@@ -58,12 +62,20 @@ def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
         known = ", ".join(COMMANDS)
         print(f"error: `command` (={name!r}) must be one of {known}", file=sys.stderr)
         return 2
+    try:
+        return _run(name, rest, program or f"skipconv {name}")
+    except MissingExtra as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(name: str, arguments: list[str], program: str) -> int:
     module = importlib.import_module(COMMANDS[name].module)
     if hasattr(module, "USAGE"):
         from skipconv_jax.commands import common
 
-        return common.run(module, rest, program or f"skipconv {name}")
-    code: int | None = module.main(rest)
+        return common.run(module, arguments, program)
+    code: int | None = module.main(arguments)
     return code or 0
 
 

@@ -1,9 +1,9 @@
 """Finds gates for a trained network: `skipconv calibrate --config FILE --budget B`.
 
 B is macs=GMAC, macs=SHARE%, drop=SCORE, error=SHARE (of what counts in the outputs) or ms=TIME, per
-frame after the reference frame. `--clip` is a video, a folder of images or a data set like the config's, which is the default. Of a video the
-second half is held out, of a data set the test clips; exit code 3 if held-out frames do not keep
-the budget. Writes the gate plan and, of `--method measured`, a picture of the drop over cost. Run
+frame after the reference frame. `--clip` is a video, a folder of images or a data set like the
+config's, which is the default. Of a video the second half is held out, of a data set the test
+clips; exit code 3 if held-out frames do not keep the budget. Writes the gate plan and, of `--method measured`, a picture of the drop over cost. Run
 it with `--config.skip.gate_plan=FILE` (`--gate_plan FILE` beside `--onnx`) in eval and stream, or
 `skip(fn, GatePlan.load(FILE))`.
 """

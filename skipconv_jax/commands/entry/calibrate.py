@@ -3,8 +3,9 @@
 B is macs=GMAC, macs=SHARE%, drop=SCORE, error=SHARE (of what counts in the outputs) or ms=TIME, per
 frame after the reference frame. `--clip` is a video, a folder of images or a data set like the
 config's, which is the default. Of a video the second half is held out, of a data set the test
-clips; exit code 3 if held-out frames do not keep the budget. Writes the gate plan and, of `--method measured`, a picture of the drop over cost. Run
-it with `--config.skip.gate_plan=FILE` (`--gate_plan FILE` beside `--onnx`) in eval and stream, or
+clips; exit code 3 if held-out frames do not keep the budget. Writes the gate plan and, of
+`--method measured`, a picture of the loss over the cost. Run it with
+`--config.skip.gate_plan=FILE` (`--gate_plan FILE` beside `--onnx`) in eval and stream, or
 `skip(fn, GatePlan.load(FILE))`.
 """
 

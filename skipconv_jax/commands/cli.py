@@ -25,6 +25,7 @@ COMMANDS = {
     "eval": Command("skipconv_jax.commands.entry.eval", "accuracy and cost on the test data"),
     "stream": Command("skipconv_jax.commands.entry.stream", "run a video through a network"),
     "serve": Command("skipconv_jax.commands.entry.serve", "live cameras through one network"),
+    "batch": Command("skipconv_jax.commands.entry.batch", "recorded videos by several workers"),
     "calibrate": Command("skipconv_jax.commands.entry.calibrate", "thresholds for a budget"),
     "macs": Command("skipconv_jax.commands.entry.macs", "multiply-accumulates of every layer"),
     "profile": Command("skipconv_jax.commands.entry.profile", "time of every operation"),

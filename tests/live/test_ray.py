@@ -54,7 +54,7 @@ print(json.dumps([
 def test_actors_that_die_cost_no_row_and_repeat_none(tmp_path):
     if importlib.util.find_spec("ray") is None:
         missing("ray")
-    clip = write_clip(tmp_path / "clip.mp4", frames=60)
+    clip = write_clip(tmp_path / "clip.mp4", frames=60, rate=30)
     for name in ("batch", "fleet", "expected"):
         (tmp_path / name).mkdir()
     command = [sys.executable, "-c", _SCRIPT, str(tmp_path), str(clip)]

@@ -18,7 +18,7 @@ from skipconv_jax.training import processes
 from skipconv_jax.training.checkpoints import Checkpoints
 from skipconv_jax.training.loop import Options, run
 from tests.live.conftest import free_port
-from tests.training import toy
+from tests.training import together
 
 
 def _started(folder, steps, *rest, count=2):
@@ -49,7 +49,7 @@ def _losses(folder):
 def alone(tmp_path_factory):
     """Ten steps of one process with the whole batch."""
     folder = tmp_path_factory.mktemp("alone")
-    state = run(toy.phase(10), folder, 7, Options(log_every=1, checkpoint_every=3))
+    state = run(together.phase(10), folder, 7, Options(log_every=1, checkpoint_every=3))
     return state, _losses(folder)
 
 
@@ -63,14 +63,14 @@ def test_two_processes_train_as_one_and_one_goes_on_from_their_checkpoint(alone,
     opened = Checkpoints(tmp_path / "gated" / "checkpoints", keep=2)
     with contextlib.closing(opened) as checkpoints:
         assert checkpoints.fault(10) == "", "hashes are of all files of both processes"
-        restored, position = checkpoints.restore(toy.phase(10).initial())
+        restored, position = checkpoints.restore(together.phase(10).initial())
     assert position == {"position": 10}
     close = functools.partial(chex.assert_trees_all_close, rtol=1e-4, atol=1e-6)
     close(restored.weights, jax.device_get(state.weights))
     close(restored.stats, jax.device_get(state.stats))
     # From the first nine steps of two, alone to the tenth.
     (tmp_path / "gated" / "checkpoints" / "10").rename(tmp_path / "ten")
-    again = run(toy.phase(10), tmp_path, 7, Options(log_every=1, resume=True))
+    again = run(together.phase(10), tmp_path, 7, Options(log_every=1, resume=True))
     close(jax.device_get(again.weights), jax.device_get(state.weights))
 
 

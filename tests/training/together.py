@@ -1,6 +1,6 @@
 """One of several processes that train the toy network: `together.py PORT COUNT INDEX FOLDER STEPS`.
 
-A test starts it; `slow` as a last word leaves time to kill one of them.
+A test starts it; `slow` as a last word leaves time to kill one of them, between checkpoints.
 """
 
 import sys
@@ -36,7 +36,7 @@ def main(port, count, index, folder, steps, *rest):
     made = phase(int(steps))
     batches = lambda: Part(0.1 if rest else 0)  # noqa: E731
     made = Phase(made.name, made.steps, made.loss_fn, made.optimizer, made.initial, batches)
-    options = Options(log_every=1, checkpoint_every=3, resume=True)
+    options = Options(log_every=1, checkpoint_every=1000 if rest else 3, resume=True)
     try:
         run(made, Path(folder), seed=7, options=options)
     except processes.ProcessLost as error:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from skipconv_jax import whole_files
+from skipconv_jax.extras import require
 
 CONFIG = "hrnet_synthetic"
 # The paper's claim, at the demo's scale: as good as dense within a point, at a third of the cost.
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
     parser.add_argument("--data", type=Path, default=Path("data/synthetic"))
     options = parser.parse_args(arguments)
+    require("flax", "optax", "orbax", "grain")  # rather now than after the data is written
     seconds: dict[str, float] = {}
     for command in commands(options.workdir, options.data):
         print(f"\n$ skipconv {' '.join(command)}", flush=True)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from skipconv_jax.extras import MissingExtra
+
 
 class Command(NamedTuple):
     """A command: its module and what it does, in a line.
@@ -59,12 +61,20 @@ def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
         known = ", ".join(COMMANDS)
         print(f"error: `command` (={name!r}) must be one of {known}", file=sys.stderr)
         return 2
+    try:
+        return _run(name, rest, program or f"skipconv {name}")
+    except MissingExtra as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(name: str, arguments: list[str], program: str) -> int:
     module = importlib.import_module(COMMANDS[name].module)
     if hasattr(module, "USAGE"):
         from skipconv_jax.commands import common
 
-        return common.run(module, rest, program or f"skipconv {name}")
-    code: int | None = module.main(rest)
+        return common.run(module, arguments, program)
+    code: int | None = module.main(arguments)
     return code or 0
 
 

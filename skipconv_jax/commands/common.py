@@ -10,10 +10,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from skipconv_jax import config as configs
-from skipconv_jax.models.convert import from_torch, load_state
+from skipconv_jax.extras import MissingExtra, required
 from skipconv_jax.tasks import DENSE, GATED, Experiment
-from skipconv_jax.training.checkpoints import Checkpoints
-from skipconv_jax.training.loop import TrainingDiverged
 
 Tree = Any
 CONFIG = configs.flag()
@@ -70,10 +68,11 @@ def no_arguments(argv: Sequence[str]) -> None:
 
 
 def run(command: ModuleType, arguments: Sequence[str], program: str) -> int:
-    """Runs a command with flags: bad input and diverged training are one line on stderr and code 1.
+    """Runs a command with flags: bad input is one line on stderr and code 1.
 
     Args:
-      command: a module of `commands.entry`: `main`, `USAGE` and a docstring for `--help`.
+      command: a module of `commands.entry`: `main`, `USAGE`, a docstring for `--help`, and perhaps
+        `ERRORS`, more exceptions that are messages for users.
       arguments: of the command line.
       program: what the user typed before them.
 
@@ -81,6 +80,7 @@ def run(command: ModuleType, arguments: Sequence[str], program: str) -> int:
       The exit code.
     """
     usage = f"usage: {program} {command.USAGE}"
+    messages = (ValueError, OSError, MissingExtra, *getattr(command, "ERRORS", ()))
 
     def guarded(argv: Sequence[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
@@ -93,7 +93,7 @@ def run(command: ModuleType, arguments: Sequence[str], program: str) -> int:
             return 2
         try:
             code: int = command.main(argv)
-        except (ValueError, OSError, TrainingDiverged) as error:
+        except messages as error:
             # A message for users, who can act on it; `-v=1` shows developers where it came from.
             if logging.get_verbosity() > 0:
                 raise
@@ -140,6 +140,8 @@ def load_weights(experiment: Experiment, spec: str | Path) -> tuple[str, dict[st
     """
     path = Path(spec)
     if path.suffix in (".pth", ".pt", ".safetensors"):
+        from skipconv_jax.models.convert import from_torch, load_state
+
         return path.stem, {
             "model": from_torch(load_state(path), experiment.variables()),
             "gates": {},
@@ -151,6 +153,8 @@ def load_weights(experiment: Experiment, spec: str | Path) -> tuple[str, dict[st
             "runs/hrnet_synthetic/gated, or a .pth or .safetensors file; train first with "
             "`python train.py --config ...`."
         )
+    with required():
+        from skipconv_jax.training.checkpoints import Checkpoints
     # Also called from Python, where no command line was read.
     whole = flags.FLAGS.is_parsed() and bool(NEWEST_WHOLE.value)
     checkpoints = Checkpoints(folder, newest_whole=whole)

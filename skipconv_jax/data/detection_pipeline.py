@@ -26,9 +26,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from skipconv_jax.data.augment import IMAGENET_MEAN, normalize
+from skipconv_jax.data.augment import normalize
 from skipconv_jax.data.clips import decode_image
 from skipconv_jax.data.labelled_videos import BoxTrack, VideoSource, clip_boxes, covered
+from skipconv_jax.data.placement import MEAN_COLOR, DetectionView, Placement, place
 from skipconv_jax.data.shares import Share
 from skipconv_jax.extras import required
 
@@ -36,7 +37,6 @@ with required():
     import grain
 
 Batch = dict[str, np.ndarray]
-MEAN_COLOR = tuple(float(v) for v in np.round(IMAGENET_MEAN * 255))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,55 +64,6 @@ class DetectionAugmentation:
         mirror, scale, x, y = rng.uniform(size=4)
         low, high = self.scale
         return DetectionView(bool(mirror < self.flip), low + (high - low) * scale, (x, y))
-
-
-@dataclasses.dataclass(frozen=True)
-class DetectionView:
-    """How a clip is seen; the default is the whole frame as large as it fits.
-
-    Attributes:
-      mirrored: left and right exchanged.
-      scale: factor on the size that fits.
-      place: which part is shown where the frame is larger than the output, 0 to 1 in x and y.
-    """
-
-    mirrored: bool = False
-    scale: float = 1.0
-    place: tuple[float, float] = (0.0, 0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """Where source pixels go: `x' = sx x + tx`, `y' = sy y + ty` for edges of pixels."""
-
-    sx: float
-    sy: float
-    tx: float
-    ty: float
-
-    def boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes `(N, 4)` in output pixels; a mirrored box has its sides in order again."""
-        x = boxes[:, [0, 2]] * self.sx + self.tx
-        y = boxes[:, [1, 3]] * self.sy + self.ty
-        x.sort(axis=1)
-        return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
-
-    def matrix(self) -> np.ndarray:
-        """The same map for the centres of pixels, which lie half a pixel from their edges."""
-        shift_x = self.sx * 0.5 + self.tx - 0.5
-        shift_y = self.sy * 0.5 + self.ty - 0.5
-        return np.array([[self.sx, 0, shift_x], [0, self.sy, shift_y]])
-
-
-def place(source: tuple[int, int], size: tuple[int, int], view: DetectionView) -> Placement:
-    """Resize and pad (or cut) a frame of `source` (height, width) to `size`."""
-    scale = min(size[0] / source[0], size[1] / source[1]) * view.scale
-    height, width = source[0] * scale, source[1] * scale
-    tx = -max(width - size[1], 0) * view.place[0]
-    ty = -max(height - size[0], 0) * view.place[1]
-    if view.mirrored:
-        return Placement(-scale, scale, tx + width, ty)
-    return Placement(scale, scale, tx, ty)
 
 
 @dataclasses.dataclass(frozen=True)

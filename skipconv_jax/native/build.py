@@ -26,6 +26,7 @@ from types import ModuleType
 
 # Compiled once per instruction set, and once for all of them.
 PER_ISA = (
+    "ops/op_chain.cpp",
     "ops/op_conv.cpp",
     "ops/op_input.cpp",
     "ops/op_output.cpp",

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from skipconv_jax.native import packing, schema
+from skipconv_jax.native import chains, packing, schema
 from skipconv_jax.native.layout import OpRecord, Ref, TensorSpec, lay_out
 from skipconv_jax.native.packing import round_up
 from skipconv_jax.native.program import MaskSlot, Program
@@ -53,7 +53,7 @@ class ProgramBuilder:
             self._tensors[out.index].born = len(self._ops)
         ones = [1] * schema.MAX_SOURCES
         values: dict[str, Any] = dict.fromkeys(
-            ("res", "w", "bias", "z", "ref", "acc", "sig", "lut"), -1
+            ("res", "w", "bias", "z", "ref", "acc", "sig", "lut", "tail", "next", "head"), -1
         )
         values |= {"out": out.index, "nsrc": len(sources), "fh": ones, "fw": ones}
         values |= {"kind": schema.value("OpKind", kind), "src": [s.index for s in sources]}
@@ -360,18 +360,24 @@ class ProgramBuilder:
         mode = schema.value("ReduceKind", kind)
         return self._pixels("reduce", [x], (x.h, x.w, 1), mode=mode)
 
-    def output(self, *maps: Ref) -> int:
+    def output(self, *maps: Ref, channels_first: bool = False) -> int:
         """Returns a map from the program, or the values of several one behind the other.
 
-        Gives the position among the outputs.
+        A single one leaves as `(B, c, h, w)` if `channels_first`. Gives the position among the
+        outputs.
         """
         sizes = [x.h * x.w * x.c for x in maps]
         alone = len(maps) == 1
-        self._outputs.append((maps[0].h, maps[0].w, maps[0].c) if alone else (sum(sizes),))
+        if channels_first and not alone:
+            raise ValueError(f"`maps` (={len(maps)}) must be one map to leave channels first.")
+        one = maps[0]
+        shape = (one.c, one.h, one.w) if channels_first else (one.h, one.w, one.c)
+        self._outputs.append(shape if alone else (sum(sizes),))
         for i, x in enumerate(maps):
             self._use(x, cur=True)
             count, at = sum(sizes), sum(sizes[:i])
-            self._record("output", x, [x], io=len(self._outputs) - 1, count=count, mode=at)
+            io, first = len(self._outputs) - 1, int(channels_first)
+            self._record("output", x, [x], io=io, count=count, mode=at, first=first)
         return len(self._outputs) - 1
 
     def _integers(self, values: Sequence[int]) -> int:
@@ -381,6 +387,7 @@ class ProgramBuilder:
     # -- layout ------------------------------------------------------------------------------------
     def finish(self) -> Program:
         """Lays out everything and gives the program."""
+        chains.link(self._tensors, self._ops)
         arena = lay_out(self._tensors, self._ops)
         head: Mapping[str, int] = {
             "format": schema.digest(),

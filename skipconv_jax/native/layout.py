@@ -107,7 +107,8 @@ class TensorSpec:
 
 
 PURPOSES: Mapping[str, str] = {
-    "values": "every tensor as it is, which the next frame updates where it changes",
+    "values": "tensors as they are, which the next frame updates where they change; not those that "
+    "are a 1x1 layer's reference and nothing else",
     "references": "inputs as they were when a block last fired; written once one changes unfired",
     "sums": "outputs before the activation, which a residual or a change is added to",
     "scratch": "changes and old values, of one frame and shared among tensors",
@@ -231,14 +232,16 @@ def _place_conv(
             f["zpitch"] = wp * out.cs
         else:
             f["z"], f["zpitch"] = arena.take(out.h * out.w * out.cs, "sums"), out.w * out.cs
-    if policy == "closed_loop":
+    # An always firing link never looks back.
+    if policy == "closed_loop" and not (f["head"] >= 0 and spec.gate.kind == "always"):
         rows, cols = (
             (spec.gate.block - 1) * s + e for s, e in zip(spec.strides, spec.extent, strict=True)
         )
         f["ref"] = arena.take(blocks * rows * cols * x.cs, "references")
     if not previous:
-        # The last threshold, then per block the last mask and whether a reference tile is kept.
-        f["sig"] = arena.take(1 + 2 * blocks, "marks")
+        # The last threshold, then per block the last mask, whether a reference tile is kept, and
+        # how much can have changed since.
+        f["sig"] = arena.take(1 + 3 * blocks, "marks")
     if policy == "accumulate":
         f["acc"] = arena.take(blocks, "marks")
     if f["nsrc"] == 2 and policy != "closed_loop":

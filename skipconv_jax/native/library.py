@@ -112,9 +112,10 @@ def status() -> str:
     lib, why = _library()
     if lib is None:
         return f"skipconv_jax: plain XLA ({why})"
+    sets = "" if isa() == "neon" else "SKIPCONV_JAX_ISA=avx512|avx2|portable, "
     return (
         f"skipconv_jax: native engine, {isa()}, {num_threads()} threads (SKIPCONV_JAX_NATIVE=0 for "
-        "plain XLA, SKIPCONV_JAX_ISA=avx512|avx2|portable, SKIPCONV_JAX_NUM_THREADS=n)"
+        f"plain XLA, {sets}SKIPCONV_JAX_NUM_THREADS=n)"
     )
 
 

@@ -34,6 +34,7 @@ class Lowering:
       flat: what it returns one behind the other; bytes that leave as real numbers with their grid.
       leaving: real numbers made of bytes that nothing in the program reads.
       channels_first: frames that are given so.
+      leave_first: results that are wanted so.
       scaled: products that the convolutions reading them make, by what `scaled_inputs` finds.
     """
 
@@ -46,6 +47,7 @@ class Lowering:
     leaving: Collection[int] = ()
     scaled: Mapping[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
     channels_first: Collection[int] = ()
+    leave_first: Collection[int] = ()
 
     def input(self, ref: int, nodes: Sequence[g.Node]) -> None:
         """A tensor that enters the program, of these nodes."""
@@ -66,6 +68,9 @@ class Lowering:
 
     def output(self, ref: int) -> None:
         """A tensor that leaves it."""
+        if ref in self.leave_first:
+            self.builder.output(self.refs[ref], channels_first=True)
+            return
         raw = None
         if lower_quantised.is_bytes(self.avals[ref]):
             raw = lower_quantised.raw_grid(str(self.avals[ref].dtype))

@@ -35,12 +35,18 @@ class Operation:
 
 def operations(program: Program) -> list[Operation]:
     """The operations of a program in the order they run."""
+    tensors, ops = records(program)
+    return [_operation(op, tensors, n) for op, n in zip(ops, program.names, strict=True)]
+
+
+def records(program: Program) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """The records of a program's tensors and operations, by the schema's names."""
     words = np.asarray(program.words)
     at = schema.words(schema.HEADER)
     head = schema.unpack(schema.HEADER, words[:at])
     tensors, at = _records(words, at, schema.TENSOR, head["n_tensors"])
     ops, _ = _records(words, at, schema.OP, head["n_ops"])
-    return [_operation(op, tensors, n) for op, n in zip(ops, program.names, strict=True)]
+    return tensors, ops
 
 
 def _records(

@@ -16,6 +16,7 @@ CELL = 4  # side, in pixels, of the cells in which change is tracked
 PANEL = 32  # output channels of one packed weight panel
 MAX_SOURCES = 8
 REGION = 8  # side of the regions that everything but convolutions is computed in
+MAX_LINKS = 3  # operations behind another that are computed with it (see chains.py)
 
 # Enum: prefix of its constants, names in order. C++ has `k` + prefix + the name in camel case.
 ENUMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -98,6 +99,10 @@ OP = (
     "lut", "entries",  # offset of a table of bytes, what was looked up in it less `shift`; or -1
     "shift",  # added to a rounded number
     "zeros[2]",  # of the sources, as they are stored
+    "tail",  # first operation that is computed with this one, tile by tile; -1: none
+    "next",  # the following one of the same input
+    "head",  # operation that this one is computed with
+    "first",  # 1: an output leaves channels first
 )  # fmt: skip
 
 RECORDS = {"Header": HEADER, "Tensor": TENSOR, "Op": OP}
@@ -186,7 +191,17 @@ def constant(enum: str, name: str) -> str:
 
 def digest() -> int:
     """Hash of the format, 31 bits."""
-    text = repr((CELL, PANEL, MAX_SOURCES, REGION, sorted(ENUMS.items()), sorted(RECORDS.items())))
+    text = repr(
+        (
+            CELL,
+            PANEL,
+            MAX_SOURCES,
+            REGION,
+            MAX_LINKS,
+            sorted(ENUMS.items()),
+            sorted(RECORDS.items()),
+        )
+    )
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
 
 
@@ -204,6 +219,7 @@ def header() -> str:
         f"constexpr int kPanel = {PANEL};",
         f"constexpr int kMaxSources = {MAX_SOURCES};",
         f"constexpr int kRegion = {REGION};",
+        f"constexpr int kMaxLinks = {MAX_LINKS};",
         "",
     ]
     for enum, (_, members) in ENUMS.items():

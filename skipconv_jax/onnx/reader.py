@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from skipconv_jax.extras import required
 from skipconv_jax.onnx.nodes import Node
 
 OLDEST = 9
@@ -48,12 +49,8 @@ class Graph:
 
 
 def _onnx() -> Any:
-    try:
+    with required():
         import onnx
-    except ImportError as error:
-        raise ImportError(
-            "Reading ONNX files needs the package `onnx`: pip install 'skipconv-jax[onnx]'."
-        ) from error
     return onnx
 
 

@@ -82,6 +82,7 @@ class NativePlan(Plan):
       gates: parameters of their gates, as they were compiled.
       keep_outputs: the state holds the outputs, and a frame writes where they changed.
       channels_first: frames that enter as `(B, C, H, W)`.
+      leave_first: results that leave so.
     """
 
     graph: g.Graph
@@ -91,6 +92,7 @@ class NativePlan(Plan):
     gates: Mapping[str, GateParams]
     keep_outputs: bool = False
     channels_first: frozenset[int] = frozenset()
+    leave_first: frozenset[int] = frozenset()
 
     engine = "native"
 
@@ -111,8 +113,13 @@ class NativePlan(Plan):
         """
         streams = streams or self.streams
         arenas = tuple(p.init_state(streams) for p in self.programs)
-        shapes = [(streams, *self.graph.avals[ref].shape[1:]) for ref in self._kept]
+        shapes = [(streams, *self.left(ref)) for ref in self._kept]
         return *arenas, *(jnp.zeros(shape, jnp.float32) for shape in shapes)
+
+    def left(self, ref: int) -> tuple[int, ...]:
+        """Shape of what leaves a program, of one stream."""
+        shape = tuple(self.graph.avals[ref].shape[1:])
+        return (shape[2], *shape[:2]) if ref in self.leave_first else shape
 
     @functools.cached_property
     def _kept(self) -> list[int]:
@@ -179,7 +186,7 @@ class NativePlan(Plan):
                 const, arena, *frames, kept=last, threads=threads
             )
             for ref, value in zip(segment.outputs, outputs, strict=True):
-                shape = (-1, *self.graph.avals[ref].shape[1:])
+                shape = (-1, *self.left(ref))
                 # XLA copies kept outputs that it has to reshape.
                 shaped = value if ref in held else value.reshape(shape)
                 # Bytes cross as whole real numbers.
@@ -401,12 +408,13 @@ def _compiled(
 ) -> NativePlan:
     graph, first = _frames_as_given(graph)
     first |= channels_first
+    graph, leave = _results_as_wanted(graph)
     before, segments = _partition(graph)
     for segment in segments:
-        _fill(segment, graph, layers, gates, winograd, first)
+        _fill(segment, graph, layers, gates, winograd, first, leave)
     segs = tuple(segments)
     return NativePlan(
-        table, frame, why, graph, tuple(before), segs, layers, gates, keep_outputs, first
+        table, frame, why, graph, tuple(before), segs, layers, gates, keep_outputs, first, leave
     )
 
 
@@ -430,6 +438,36 @@ def _frames_as_given(graph: g.Graph) -> tuple[g.Graph, frozenset[int]]:
     inputs = [moved[ref].output if ref in moved else ref for ref in graph.inputs]
     first = frozenset(n.output for n in moved.values())
     return dataclasses.replace(graph, nodes=nodes, inputs=inputs), first
+
+
+def _results_as_wanted(graph: g.Graph) -> tuple[g.Graph, frozenset[int]]:
+    """Results that XLA would only turn channels first leave the engine so.
+
+    Turning a small map costs XLA more than the engine takes for a frame that stands still.
+    """
+    made = {n.output: n for n in graph.nodes if not isinstance(n, g.OtherNode)}
+    turned: dict[int, int] = {}
+    for node in graph.nodes:
+        if not isinstance(node, g.LayoutNode) or graph.outputs.count(node.output) != 1:
+            continue
+        (source,) = node.inputs
+        aval = graph.avals[source]
+        producer = made.get(source)
+        # Bytes, several maps in one and what XLA makes are turned by XLA.
+        if producer is None or aval.dtype != np.float32 or len(aval.shape) != 4:
+            continue
+        if isinstance(producer, g.DequantizeNode | g.FlattenNode) or why_not(producer, graph.avals):
+            continue
+        readers = [n for n in graph.nodes if {source, node.output} & set(n.inputs)]
+        xla = [n for n in readers if n is not node and why_not(n, graph.avals)]
+        alone = source not in graph.outputs and node.output not in {
+            r for n in readers for r in n.inputs
+        }
+        if alone and not xla and is_whole(node.view, aval.shape) == (0, 3, 1, 2):
+            turned[node.output] = source
+    nodes = [n for n in graph.nodes if n.output not in turned or isinstance(n, g.OtherNode)]
+    outputs = [turned.get(o, o) if isinstance(o, int) else o for o in graph.outputs]
+    return dataclasses.replace(graph, nodes=nodes, outputs=outputs), frozenset(turned.values())
 
 
 def why_unsupported(graph: g.Graph, layers: Mapping[str, Rule]) -> str:
@@ -512,6 +550,7 @@ def _fill(
     gates: Mapping[str, GateParams],
     winograd: bool,
     channels_first: frozenset[int],
+    leave_first: frozenset[int],
 ) -> None:
     scaled = scaled_inputs(graph, segment.nodes)
     builder = ByteBuilder(winograd=winograd)
@@ -525,6 +564,7 @@ def _fill(
         leaving=leaving,
         scaled=scaled,
         channels_first=channels_first,
+        leave_first=leave_first,
     )
     for ref in segment.inputs:
         lowering.input(ref, segment.nodes)

@@ -130,7 +130,8 @@ def _outputs(
     paths = [p for p, _ in jax.tree_util.tree_flatten_with_path(_numbered(graph.tree))[0]]
     found: dict[int, TensorDesc] = {}
     for path, ref, source in zip(paths, graph.outputs, made, strict=True):
-        desc = _tensor("output" + jax.tree_util.keystr(path), graph.avals[ref].shape[1:])
+        shape = graph.avals[ref].shape[1:] if ref in turned else plan.left(ref)
+        desc = _tensor("output" + jax.tree_util.keystr(path), shape)
         if ref in turned:
             order = is_whole(turned[ref].view, graph.avals[source].shape) or ()
             desc = dataclasses.replace(desc, order=tuple(order.index(k) - 1 for k in (1, 2, 3)))

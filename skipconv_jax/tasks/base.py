@@ -8,28 +8,29 @@ import abc
 import dataclasses
 import fnmatch
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import cv2
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from skipconv_jax import SkipNet, macs, skip
-from skipconv_jax.baselines.video_net import VideoNet
 from skipconv_jax.config import skip_options
 from skipconv_jax.data.augment import normalize
-from skipconv_jax.models import init_variables
-from skipconv_jax.models.convert import from_torch, load_state, to_torch
+from skipconv_jax.extras import required
 from skipconv_jax.plans import once
-from skipconv_jax.training.checkpoints import Checkpoints
-from skipconv_jax.training.loop import Phase
-from skipconv_jax.training.optimizer import optimizer
-from skipconv_jax.training.step import Task, TrainState, create_state, dense_loss, gated_loss
+
+# A network that somebody brings is streamed without Flax, Optax and Orbax: what trains, and what
+# reads and makes weights of our own networks, is imported where it is done.
+if TYPE_CHECKING:
+    from skipconv_jax.baselines.video_net import VideoNet
+    from skipconv_jax.training.loop import Phase
+    from skipconv_jax.training.step import Task, TrainState
 
 Tree = Any
 Batch = Mapping[str, np.ndarray]
@@ -110,8 +111,10 @@ class Experiment(abc.ABC):
     def variables(self, seed: int | None = None) -> dict[str, Tree]:
         """Freshly initialised variables of the network."""
         key = jax.random.key(self.config.seed if seed is None else seed)
-        if not isinstance(self.model, nn.Module):
+        if not _is_flax(self.model):
             return dict(self.model.init(key, jnp.zeros((1, *self.size, 3))))
+        from skipconv_jax.models import init_variables
+
         return init_variables(self.model, key, self._normalized())
 
     def _normalized(self) -> jax.ShapeDtypeStruct:
@@ -125,6 +128,8 @@ class Experiment(abc.ABC):
         variables = self.variables()
         if not self.config.init_from:
             return variables
+        from skipconv_jax.models.convert import from_torch, load_state, to_torch
+
         state, own = load_state(self.config.init_from), to_torch(variables)
         differs = any(
             np.shape(state.get(key, ())) != np.shape(own[key])
@@ -154,7 +159,7 @@ class Experiment(abc.ABC):
             stats = {k: v for k, v in variables.items() if k != "params"}
             x = normalize(frames)
             outputs: Any
-            if batch_norm == "frozen" or not isinstance(self.model, nn.Module):
+            if batch_norm == "frozen" or not _is_flax(self.model):
                 outputs = self.model.apply(variables, x)
                 return outputs, stats
             outputs, new = self.model.apply(variables, x, train=True, mutable=list(stats))
@@ -184,7 +189,7 @@ class Experiment(abc.ABC):
         variables = jax.eval_shape(self.model.init, jax.random.key(0), self._normalized())
         return (net or self.net()).table(variables, self.frame(streams))
 
-    def phase(self, name: str, workdir: Path) -> Phase:
+    def phase(self, name: str, workdir: Path) -> "Phase":
         """One phase of training: 'dense', or 'gated' from the newest dense checkpoint in `workdir`.
 
         Raises:
@@ -192,6 +197,10 @@ class Experiment(abc.ABC):
         """
         if name not in (DENSE, GATED):
             raise ValueError(f"`phase` (={name!r}) must be one of {self.phases}.")
+        with required():
+            from skipconv_jax.training.loop import Phase
+            from skipconv_jax.training.optimizer import optimizer
+            from skipconv_jax.training.step import create_state
         recipe, clips = self.config[name], self.clips("train")
         steps = recipe.steps or recipe.epochs * self.steps_per_epoch(clips, recipe)
         opt = optimizer(recipe, steps)
@@ -202,19 +211,23 @@ class Experiment(abc.ABC):
             # The phases see the clips in different orders.
             return self.train_batches(clips, recipe, self.config.seed + (name == GATED))
 
-        def start() -> TrainState:
+        def start() -> "TrainState":
             variables, gates = initial()
             return create_state(variables, gates, opt)
 
         return Phase(name, steps, loss_fn, opt, start, batches)
 
     def _dense(self, recipe: ConfigDict, workdir: Path) -> tuple[Any, Callable[[], Any]]:
+        from skipconv_jax.training.step import dense_loss
+
         del workdir
         task: Task = self.task
         loss_fn = dense_loss(self.forward("train"), task, recipe.equivariance)
         return loss_fn, lambda: (self.initial_variables(), {})
 
     def _gated(self, recipe: ConfigDict, workdir: Path) -> tuple[Any, Callable[[], Any]]:
+        from skipconv_jax.training.step import gated_loss
+
         net = self.net(self.forward(recipe.batch_norm))
         loss_fn = gated_loss(net, self.table(net), self.task, recipe.beta, recipe.remat)
 
@@ -237,6 +250,8 @@ class Experiment(abc.ABC):
                 f"`workdir` (={str(folder.parent)!r}) must hold the trained phase {folder.name!r}; "
                 f"train it first with --phase {folder.name}."
             )
+        with required():
+            from skipconv_jax.training.checkpoints import Checkpoints
         checkpoints = Checkpoints(folder / "checkpoints")
         _, weights = checkpoints.weights()
         checkpoints.close()
@@ -317,7 +332,7 @@ class Experiment(abc.ABC):
         """
         raise ValueError(f"`task` (={self.config.task!r}) must come with labels of its own.")
 
-    def baseline(self, name: str, interval: int) -> VideoNet:
+    def baseline(self, name: str, interval: int) -> "VideoNet":
         """A video network to compare with, a key frame every `interval` frames.
 
         Raises:
@@ -332,6 +347,12 @@ class Experiment(abc.ABC):
         """The phase of training whose weights a baseline runs with."""
         del name
         return DENSE
+
+
+def _is_flax(model: Any) -> bool:
+    """Whether a network is a Flax module; where Flax was never imported, none is."""
+    linen = sys.modules.get("flax.linen")
+    return linen is not None and isinstance(model, linen.Module)
 
 
 def whole_frames(box: Box | None) -> None:

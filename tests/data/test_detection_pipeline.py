@@ -8,16 +8,14 @@ import pytest
 
 from skipconv_jax.data.augment import denormalize
 from skipconv_jax.data.detection_pipeline import (
-    MEAN_COLOR,
     DetectionAugmentation,
-    DetectionView,
     Labels,
     make_eval_iterator,
     make_train_iterator,
-    place,
     steps_per_epoch,
 )
 from skipconv_jax.data.labelled_videos import VideoWindow
+from skipconv_jax.data.placement import MEAN_COLOR, DetectionView, place
 from skipconv_jax.data.ua_detrac_folder import FolderVideos, parse_annotations
 
 SIZE = (64, 64)

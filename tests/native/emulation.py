@@ -9,7 +9,7 @@ from skipconv_jax.native import ConvSpec, GateSpec, Program, ProgramBuilder
 from skipconv_jax.native.specs import LINEAR
 
 Array = np.ndarray
-_ACT = {"none": lambda v: v, "relu": lambda v: np.maximum(v, 0)}
+_ACT = {"none": lambda v: v, "relu": lambda v: np.maximum(v, 0), "sqrt": np.sqrt}
 
 
 @dataclasses.dataclass

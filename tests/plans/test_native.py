@@ -294,6 +294,37 @@ def test_frames_channels_first_enter_the_engine_as_they_are(channels: int) -> No
         assert (plan.fired(masks)["a"].sum() > 0) == (t in (0, 2))
 
 
+@pytest.mark.parametrize("keep_outputs", [False, True])
+@pytest.mark.parametrize("others", [0, 1, 2])
+def test_results_channels_first_leave_the_engine_as_they_are(
+    others: int, keep_outputs: bool
+) -> None:
+    """Unless the map is returned as well, or the turned one is read."""
+    rng = np.random.default_rng(others)
+    weights = {"a": jnp.asarray(rng.normal(size=(3, 3, 4, 21)) / 5, jnp.float32)}
+
+    def fn(variables, x):
+        dims = ("NHWC", "HWIO", "NHWC")
+        z = jax.lax.conv_general_dilated(x, variables["a"], (1, 1), "SAME", dimension_numbers=dims)
+        z = jnp.tanh(z)
+        turned = jnp.transpose(z, (0, 3, 1, 2))
+        return (turned, z, jnp.sort(turned, axis=1))[: 1 + others]
+
+    frames = rng.normal(size=(1, 2, 11, 18, 4)).repeat(4, 0).astype(np.float32)
+    frames[2:, 0, 4:7, 2:5] += 1
+    net = skip(fn, gate=InputNormGate(0.1, block=4), policy=ClosedLoop())
+    params, state = net.init(weights, jnp.asarray(frames[0]))
+    plan = compile_plan(
+        net, params, jnp.asarray(frames[0]), engine="native", keep_outputs=keep_outputs
+    )
+    assert bool(plan.leave_first) == (others == 0) == ("XLA" not in plan.report())
+    step, ours = jax.jit(net.apply), plan.init_state()
+    for frame in map(jnp.asarray, frames):
+        want, state = step(params, state, frame)
+        got, ours, _ = plan.step(ours, frame)
+        chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 2, 3, 1)])
 def test_a_frame_that_is_returned_too(axes: tuple[int, ...]) -> None:
     """As it came, or turned: then it must not enter the engine alone."""

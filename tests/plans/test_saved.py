@@ -243,7 +243,7 @@ def test_a_plan_of_channels_first_frames_is_saved_too(example, tmp_path):
     x = jnp.zeros((1, 3, H, W))
     params, _ = net.init(jnp.asarray(rng.normal(0, 0.3, (3, 3, 3, 3)), jnp.float32), x)
     plan = compile_plan(net, params, x)
-    assert plan.channels_first, "else it is no test of them"
+    assert min(len(plan.channels_first), len(plan.leave_first)) > 0, "else it is no test of them"
     save(plan, tmp_path / "net.skc")
     loaded = load_plan(tmp_path / "net.skc")
     assert [t.shape for t in (*loaded.inputs, *loaded.outputs)] == [(3, H, W), (3, 12, 10)]

@@ -13,8 +13,10 @@ from absl import flags
 from skipconv_jax.commands import common
 from skipconv_jax.commands.train import PHASES, train
 from skipconv_jax.training import processes
+from skipconv_jax.training.loop import TrainingDiverged
 
 USAGE = "--config FILE [--workdir DIR] [--resume]"
+ERRORS = (TrainingDiverged,)
 
 flags.adopt_module_key_flags(common)
 _PHASE = flags.DEFINE_string(

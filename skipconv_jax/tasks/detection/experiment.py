@@ -24,8 +24,9 @@ from skipconv_jax.models import EfficientDet, efficientdet, init_variables
 from skipconv_jax.models.flow_net import FlowNet
 from skipconv_jax.tasks.base import DENSE, GATED, Batch, Box, Experiment, whole_frames
 from skipconv_jax.tasks.detection.losses import DetectionTask
-from skipconv_jax.tasks.detection.metrics import AveragePrecision, add_detections
-from skipconv_jax.tasks.detection.predictions import Predictions, unpack
+from skipconv_jax.tasks.detection.metrics import AveragePrecision
+from skipconv_jax.tasks.detection.predictions import Predictions
+from skipconv_jax.tasks.detection.scorer import DetectionScorer
 from skipconv_jax.tasks.detection.view import BoxView
 from skipconv_jax.tasks.registry import make_model
 from skipconv_jax.training import processes
@@ -173,7 +174,7 @@ class DetectionExperiment(Experiment):
         except ValueError:
             return tuple(map(str, range(self.config.model.classes)))
 
-    def scorer(self) -> "DetectionScorer":
+    def scorer(self) -> DetectionScorer:
         """COCO AP."""
         agnostic = self.config.data.labels.agnostic
         drop = self.config.eval.drop_ignored
@@ -208,19 +209,3 @@ def build(config: ConfigDict) -> DetectionExperiment:
 
 def _efficientdet(scale: str | None = None, **settings: Any) -> EfficientDet:
     return efficientdet(scale, **settings) if scale else EfficientDet(**settings)
-
-
-class DetectionScorer:
-    """AP over the annotated frames that are no padding."""
-
-    def __init__(self, precision: AveragePrecision) -> None:
-        self._precision = precision
-
-    def update(self, seen: Any, batch: Batch) -> None:
-        """Adds a batch."""
-        found = unpack(Predictions(*seen))
-        add_detections(self._precision, found, batch)
-
-    def result(self) -> dict[str, float]:
-        """As `AveragePrecision.result`."""
-        return self._precision.result()

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from skipconv_jax.data.augment import invert_affine, warp_joints
-from skipconv_jax.data.detection_pipeline import MEAN_COLOR, DetectionView, place
 from skipconv_jax.data.labelled_videos import clip_boxes
+from skipconv_jax.data.placement import MEAN_COLOR, DetectionView, place
 from skipconv_jax.tasks.detection.predictions import Predictions, unpack
 from skipconv_jax.viz import draw
 

@@ -11,9 +11,9 @@ import numpy as np
 from skipconv_jax.presets import Preset
 from skipconv_jax.tasks.base import Box, Scorer, View, whole_frames
 from skipconv_jax.tasks.detection.anchors import non_maximum_suppression
-from skipconv_jax.tasks.detection.experiment import DetectionScorer
 from skipconv_jax.tasks.detection.metrics import AveragePrecision
 from skipconv_jax.tasks.detection.predictions import Predictions
+from skipconv_jax.tasks.detection.scorer import DetectionScorer
 from skipconv_jax.tasks.given.base import GivenExperiment
 from skipconv_jax.tasks.given.view import PlacedBoxes
 

@@ -1,15 +1,15 @@
 // A skipped convolution: candidates, gates, then the blocks that fire with their epilogue.
 #include "kernels/depthwise.h"
 #include "kernels/winograd.h"
-#include "ops/run.h"
+#include "ops/chain.h"
 #include "ops/scaled.h"
 
 namespace skc {
 namespace SKC_ISA {
 namespace {
 
+constexpr float kSlack = 1.0001f;  // what rounding may add to a sum of change
 constexpr int kTile = 8;  // blocks are computed in tiles of at most kTile rows
-constexpr int kChunk = 64;  // positions of a tile that go through convolution and epilogue together
 
 struct Source {
   View view;
@@ -57,6 +57,7 @@ struct ClosedBlock {
   int th, tw, cs;
   float* ref;       // stored tile
   float* kept;      // whether it is the reference, or null where it always is
+  float* bound;     // at least the largest sum of change since the reference, once that is stored
 
   bool stored() const { return !kept || *kept != 0.f; }
   float* row(float* tile, int y) const { return tile + (long)y * tw * cs; }
@@ -80,13 +81,14 @@ struct ClosedBlock {
     }
   }
 
-  // Sums over channels of what changed, [th][tw].
+  // Sums over channels of what changed since the reference, [th][tw].
   void change(float* m) const {
-    if (stored()) {
-      for (int y = 0; y < th; y++)
-        change_of_row(in.base + y * in.row, row(ref, y), tw, cs, m + y * tw);
-      return;
-    }
+    if (!stored()) return recent(m);
+    for (int y = 0; y < th; y++) change_of_row(in.base + y * in.row, row(ref, y), tw, cs, m + y * tw);
+  }
+
+  // The same of what changed in this frame.
+  void recent(float* m) const {
     const Tensor& t = *view.t;
     if (view.any[0] == kEverywhere && y0 >= 0 && x0 >= 0 && y0 + th <= t.H && x0 + tw <= t.W) {
       for (int y = 0; y < th; y++)
@@ -137,7 +139,8 @@ ClosedBlock closed_block(const Op& o, const Run& run, const Source& src, const C
           tile_w(o, r.w()),
           cs,
           run.arena(c.s) + o.ref + block * full,
-          lazy ? kept : nullptr};
+          lazy ? kept : nullptr,
+          kept + (long)o.nbh * o.nbw};
 }
 
 // Closed loop: residual against the input of the last time this block fired.
@@ -148,8 +151,20 @@ bool reference_fires(const Op& o, const Run& run, const Source& src, const Candi
   const Rect origin{0, r.h(), 0, r.w()};
   bool fires = c.fresh || o.gate == kAlways;
   if (!fires && o.gate == kNorm) {
+    // By the triangle inequality a sum grows by no more than what changed in this frame: as long as that
+    // can't reach the threshold, nobody has to read the reference.
+    if (block.kept && block.stored()) {
+      block.recent(local);
+      const float reach = *block.bound + support_max(o, local, block.tw, origin) * kSlack;
+      if (gate.score(reach * kSlack) <= gate.p[0]) {
+        *block.bound = reach;
+        return false;
+      }
+    }
     block.change(local);
-    fires = gate.exceeds(support_max(o, local, block.tw, origin));
+    const float sum = support_max(o, local, block.tw, origin);
+    fires = gate.exceeds(sum);
+    *block.bound = sum * kSlack;
   } else if (!fires) {
     const long line = (long)block.tw * block.cs;
     float* tile = block.ref;
@@ -228,12 +243,6 @@ void gate_item(void* ctx, int tid, int i) {
   run.call.masks[(size_t)c.s * run.call.head->masks + o.mask + block] = fires ? 1.f : 0.f;
 }
 
-Epilogue epilogue_of(const Op& o, const Run& run, View& out, const View* res, int s) {
-  const float* bias = o.bias < 0 ? nullptr : run.call.weights + o.bias;
-  float* z = o.z < 0 ? nullptr : run.arena(s) + o.z;
-  return {&o, Activation(o, run.call.weights), &out, res, bias, z, run.fresh(s)};
-}
-
 // What the epilogue compares with lies in memory, not in a cache: asked for before the products, it is
 // there after them.
 void prefetch(const View& out, const Rect& r, int c0, int c1) {
@@ -246,10 +255,54 @@ void prefetch(const View& out, const Rect& r, int c0, int c1) {
   }
 }
 
+// What a block that did not fire was computed from.
+Input last_input(const Op& o, const Run& run, const Source& src, const Item& item) {
+  const Candidate c{item.s, item.r.y0 / o.b, item.r.x0 / o.b, false};
+  const ClosedBlock block = closed_block(o, run, src, c, item.r);
+  if (!block.stored()) return src.input;
+  const long col = block.cs, row = block.tw * col;
+  return {block.ref - item.r.y0 * o.sh * row - item.r.x0 * o.sw * col, row, col};
+}
+
+// A tile of an operation that links follow: its output goes to them and is not stored.
+void chain_item(Run& run, const Op& o, const Item& item, int tid) {
+  const Source src = source_of(o, run, item.s);
+  const Input input = item.action == kRefresh ? last_input(o, run, src, item) : src.input;
+  const Tensor& out = run.call.tensors[o.out];
+  const int ci = src.view.t->C, ics = src.view.t->Cs, cs = out.Cs, w = item.r.w();
+  const long pixels = (long)item.r.h() * w, floats = pixels * cs + 4 * kPanel;
+  const long extra = o.algo == kWinograd ? winograd_scratch(item.r.h(), w, ics) : 0;
+  float* x = run.memory[tid].get(floats + extra);
+  const float* weights = run.call.weights + o.w;
+  const int panels = (cs + kPanel - 1) / kPanel;
+  if (o.algo == kWinograd || o.algo == kGrouped) {
+    if (o.algo == kGrouped) {
+      std::memset(x, 0, floats * sizeof(float));
+      conv_grouped(o, input, item.r, weights, ci, out.C, x, cs);
+    } else {
+      conv_winograd(o, input, item.r, weights, ci, ics, cs, 0, panels, x, cs, x + floats);
+    }
+    finish_positions(run, o, out.C, cs, x, pixels);
+  } else {
+    const int rows = o.algo == kDepthwise || w >= kChunk ? 1 : kChunk / w;
+    for (Rect part = item.r; part.y0 < item.r.y1; part.y0 = part.y1) {
+      part.y1 = part.y0 + rows < item.r.y1 ? part.y0 + rows : item.r.y1;
+      float* to = x + (long)(part.y0 - item.r.y0) * w * cs;
+      if (o.algo == kDepthwise)
+        conv_depthwise(o, input, part, weights, cs, to, cs);
+      else
+        conv_direct(o, input, part, weights, ci, cs, 0, panels, to, cs);
+      finish_positions(run, o, out.C, cs, to, (long)part.h() * w);
+    }
+  }
+  run_links(run, o, item.r, item.s, x, tid, 1);
+}
+
 void block_item(void* ctx, int tid, int i) {
   Run& run = *static_cast<Run*>(ctx);
   const Op& o = *run.op;
   const Item& item = run.items[i];
+  if (o.tail >= 0) return chain_item(run, o, item, tid);
   View out = run.view(o.out, item.s);
   if (item.action == kClean) return out.clean(item.r);
   if (item.action == kRepeat) return repeat_rect(out, item.r);
@@ -378,6 +431,7 @@ void list_items(Run& run, const Op& o, int s) {
     if (o.res >= 0 && res.changed_in(r.y0, r.y1, r.x0, r.x1)) actions[i] = kResidual;
     else if (out.restless()) actions[i] = o.z < 0 ? kRepeat : kResidual;
     else if (out.stale_in(r)) actions[i] = kClean;
+    else if (run.refresh[s]) run.items.push_back({r, s, 0, 1, kRefresh});
   }
   if (fired == blocks) return add_tiles(run, o, {0, t.H, 0, t.W}, s, kFire);
   for (int by = 0; by < o.nbh; by += rows) {
@@ -408,7 +462,7 @@ void push_cut(std::vector<Item>& list, Item item, int panels, int k, int parts) 
 bool split_channels(Run& run, const Op& o) {
   const int T = run.pool.threads(), co = run.call.tensors[o.out].Cs;
   const int panels = (co + kPanel - 1) / kPanel;
-  if (T == 1 || panels == 1 || o.algo > kWinograd) return false;
+  if (T == 1 || panels == 1 || o.algo > kWinograd || o.tail >= 0) return false;
   int n = 0;
   for (const Item& item : run.items) n += item.action == kFire;
   const bool all = n > 0 && (n < T || o.count > (o.kh * o.kw == 1 ? 2000000 : 400000));  // bytes of weights
@@ -437,7 +491,8 @@ bool split_channels(Run& run, const Op& o) {
 // What the items take on one thread, about: products at half of a core's rate, and the epilogue.
 double microseconds(const Run& run, const Op& o) {
   const Tensor &in = run.call.tensors[o.src[0]], &out = run.call.tensors[o.out];
-  const double products = (double)o.kh * o.kw * in.C / o.groups * out.Cs * 2e-5, rest = out.Cs * 5e-4;
+  const double own = (double)o.kh * o.kw * in.C / o.groups * out.Cs, rest = out.Cs * 5e-4;
+  const double products = (own + link_products(run, o)) * 2e-5;
   double us = 0;
   for (const Item& item : run.items)
     us += (double)item.r.h() * item.r.w() * (item.action == kFire ? products + rest : rest);
@@ -480,15 +535,16 @@ void run_conv(Run& run, const Op& o) {
   for (int s = 0; s < B; s++) {
     View out = run.view(o.out, s);
     run.open(out, s);
+    run.refresh[s] = o.tail >= 0 && open_links(run, o, s);
     const bool res = o.res >= 0 && run.view(o.res, s).changed();
-    if (n > 0 || res || out.has_stale() || out.restless()) list_items(run, o, s), any = true;
+    if (n > 0 || res || out.has_stale() || out.restless() || run.refresh[s]) list_items(run, o, s), any = true;
     if (o.sig >= 0 && is_linear(o))
       std::memcpy(run.arena(s) + o.sig + 1, run.call.masks + (size_t)s * run.call.head->masks + o.mask,
                   sizeof(float) * blocks);
   }
   if (!any || run.items.empty()) return;
   // Winograd's tiles stay whole: their transforms share edges.
-  if (o.algo != kWinograd && !is_scaled(o)) halve_rows(run);
+  if (o.algo != kWinograd && !is_scaled(o) && o.tail < 0) halve_rows(run);
   const bool split = split_channels(run, o);
   int bounds[kMaxThreads + 1];
   balance(run, bounds);

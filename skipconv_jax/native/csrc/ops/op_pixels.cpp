@@ -1,13 +1,19 @@
 // Operations whose every output position is made of a few positions of their sources: computed on
 // regions of which a source changed.
 #include "kernels/pixels.h"
-#include "ops/run.h"
+#include "ops/chain.h"
 
 namespace skc {
 namespace SKC_ISA {
 namespace {
 
 constexpr int kWide = 64;  // columns of several regions computed as one
+
+// The same where the region is handed on in a core's own cache.
+int widest(int channels) {
+  const int columns = 4096 / channels / kRegion * kRegion;
+  return columns > kWide ? kWide : columns < kRegion ? kRegion : columns;
+}
 
 // What a region needs; `line` holds one pixel's channels and a vector more, or rows of a
 // separable pool.
@@ -182,35 +188,73 @@ SKC_INLINE vf moved(vf into, const Move& m, const float* p) {
 #endif
 }
 
+struct Gather {
+  const Op& o;
+  int vectors;
+  Moves& moves;
+  View src[kMaxSources];
+
+  Gather(const Run& run, const Op& op, int s)
+      : o(op), vectors(run.call.tensors[op.out].Cs / VW), moves(planned(run, op)),
+        src{at(run, s, 0), at(run, s, 1), at(run, s, 2), at(run, s, 3),
+            at(run, s, 4), at(run, s, 5), at(run, s, 6), at(run, s, 7)} {}
+  View at(const Run& run, int s, int i) const { return run.view(o.src[i < o.nsrc ? i : 0], s); }
+  static Moves& planned(const Run& run, const Op& o) {
+    static thread_local Moves kept;
+    static thread_local uint64_t frame = 0;
+    static thread_local const Op* of = nullptr;
+    if (frame != run.frame || of != &o) {
+      plan_moves(o, run.call.table + o.table, run.call.tensors[o.out].Cs / VW, kept);
+      frame = run.frame;
+      of = &o;
+    }
+    return kept;
+  }
+  void sources(int y, int x, const float** from) const {
+    for (int i = 0; i < o.nsrc; i++) from[i] = src[i].pixel(y / o.fh[i], x / o.fw[i]);
+  }
+  SKC_INLINE vf vector(const float* const* from, int v) const {
+    vf out{};
+    for (int k = moves.first[v]; k < moves.first[v + 1]; k++) {
+      const Move& m = moves.list[k];
+      out = moved(out, m, from[m.source] + m.channel);
+    }
+    return out;
+  }
+  void position(int y, int x, float* to) const {
+    const float* from[kMaxSources];
+    sources(y, x, from);
+    for (int v = 0; v < vectors; v++) store(to + v * VW, vector(from, v));
+  }
+};
+
 void channels_rect(const Region& g) {
-  const Op& o = g.o;
-  View src[kMaxSources] = {g.out, g.out, g.out, g.out, g.out, g.out, g.out, g.out};
-  for (int i = 0; i < o.nsrc; i++) src[i] = g.source(i);
-  static thread_local Moves moves;
-  plan_moves(o, g.run.call.table + o.table, g.out.t->Cs / VW, moves);
+  const Gather gather(g.run, g.o, g.s);
   positions(g, [&](int y, int x) {
     const float* from[kMaxSources];
-    for (int i = 0; i < o.nsrc; i++) from[i] = src[i].pixel(y / o.fh[i], x / o.fw[i]);
-    return put(g, y, x, [&](int c) {
-      vf v{};
-      for (int k = moves.first[c / VW]; k < moves.first[c / VW + 1]; k++) {
-        const Move& m = moves.list[k];
-        v = moved(v, m, from[m.source] + m.channel);
-      }
-      return v;
-    });
+    gather.sources(y, x, from);
+    return put(g, y, x, [&](int c) { return gather.vector(from, c / VW); });
   });
 }
 #else
-void channels_rect(const Region& g) {
-  const Op& o = g.o;
-  View src[kMaxSources] = {g.out, g.out, g.out, g.out, g.out, g.out, g.out, g.out};
-  for (int i = 0; i < o.nsrc; i++) src[i] = g.source(i);
-  std::memset(g.line, 0, sizeof(float) * (g.out.t->Cs + VW));
-  positions(g, [&](int y, int x) {
+struct Gather {
+  const Run& run;
+  const Op& o;
+  int s;
+  Gather(const Run& r, const Op& op, int stream) : run(r), o(op), s(stream) {}
+  void position(int y, int x, float* to) const {
     const float* from[kMaxSources];
-    for (int i = 0; i < o.nsrc; i++) from[i] = src[i].pixel(y / o.fh[i], x / o.fw[i]);
-    gather_runs(from, g.run.call.table + o.table, o.count, g.line);
+    for (int i = 0; i < o.nsrc; i++) from[i] = run.view(o.src[i], s).pixel(y / o.fh[i], x / o.fw[i]);
+    const Tensor& t = run.call.tensors[o.out];
+    std::memset(to + t.C / VW * VW, 0, sizeof(float) * (t.Cs - t.C / VW * VW));
+    gather_runs(from, run.call.table + o.table, o.count, to);
+  }
+};
+
+void channels_rect(const Region& g) {
+  const Gather gather(g.run, g.o, g.s);
+  positions(g, [&](int y, int x) {
+    gather.position(y, x, g.line);
     return put_line(g, y, x);
   });
 }
@@ -297,10 +341,25 @@ void reduce_rect(const Region& g) {
   });
 }
 
+// Gathers the channels of a region for the links that read them.
+void gather_item(Run& run, const Op& o, const Item& item, int tid) {
+  const Tensor& t = run.call.tensors[o.out];
+  const Rect& r = item.r;
+  const long pixels = (long)r.h() * r.w();
+  float* x = run.memory[tid].get(pixels * t.Cs + 2 * VW);
+  const Gather gather(run, o, item.s);
+  float* to = x;
+  for (int y = r.y0; y < r.y1; y++)
+    for (int i = r.x0; i < r.x1; i++, to += t.Cs) gather.position(y, i, to);
+  finish_positions(run, o, t.C, t.Cs, x, pixels);
+  run_links(run, o, r, item.s, x, tid, 1);
+}
+
 void region_item(void* ctx, int tid, int i) {
   Run& run = *static_cast<Run*>(ctx);
   const Op& o = *run.op;
   const Item& item = run.items[i];
+  if (o.tail >= 0) return gather_item(run, o, item, tid);
   View out = run.view(o.out, item.s);
   if (item.action == kClean) return out.clean(item.r);
   size_t floats = out.t->Cs + 2 * VW;
@@ -354,7 +413,9 @@ void list_regions(Run& run, const Op& o, int s) {
   const Tensor& t = run.call.tensors[o.out];
   View out = run.view(o.out, s);
   run.open(out, s);
-  const bool always = run.fresh(s) || out.restless();
+  run.refresh[s] = o.tail >= 0 && open_links(run, o, s);
+  const bool always = run.fresh(s) || out.restless() || run.refresh[s];
+  const int wide = o.tail < 0 ? kWide : widest(t.Cs);
   bool changed = always || out.has_stale();
   for (int i = 0; i < o.nsrc; i++) changed |= run.view(o.src[i], s).changed();
   if (!changed) return;
@@ -373,7 +434,7 @@ void list_regions(Run& run, const Op& o, int s) {
       // Neighbours are one item: long rows are what caches foresee.
       if (Item* last = run.items.empty() ? nullptr : &run.items.back();
           last && last->s == s && last->action == action && last->r.y0 == r.y0 && last->r.x1 == r.x0 &&
-          r.x1 - last->r.x0 <= kWide)
+          r.x1 - last->r.x0 <= wide)
         last->r.x1 = r.x1;
       else
         run.items.push_back({r, s, 0, 0, action});
@@ -385,10 +446,10 @@ void list_regions(Run& run, const Op& o, int s) {
 void run_pixels(Run& run, const Op& o) {
   for (int s = 0; s < run.call.B; s++) list_regions(run, o, s);
   const Tensor& t = run.call.tensors[o.out];
-  halve_rows(run);
+  if (o.tail < 0) halve_rows(run);
   double area = 0;
   for (const Item& item : run.items) area += (double)item.r.h() * item.r.w();
-  run.dispatch(region_item, (int)run.items.size(), area * t.Cs * 1.2e-4);
+  run.dispatch(region_item, (int)run.items.size(), area * (t.Cs * 1.2e-4 + link_products(run, o) * 2e-5));
 }
 
 }  // namespace SKC_ISA

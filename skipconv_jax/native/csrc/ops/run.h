@@ -1,5 +1,6 @@
 // Shared by all operations: the work list of one operation and the memory of the threads.
 #pragma once
+#include <chrono>
 #include <cstdlib>
 #include <vector>
 
@@ -9,7 +10,8 @@
 namespace skc {
 namespace SKC_ISA {
 
-enum Action : uint8_t { kIdle, kFire, kResidual, kRepeat, kClean };
+// kRefresh: not fired, but links behind it look at what it made.
+enum Action : uint8_t { kIdle, kFire, kResidual, kRepeat, kClean, kRefresh };
 
 struct Item {
   Rect r;
@@ -37,13 +39,24 @@ struct Memory {
   ~Memory() { std::free(data); }
 };
 
+constexpr int kLevels = kMaxLinks + 1;  // operations of a chain that have memory of their own
+constexpr int kMaxLinkBlock = 8;        // side of the blocks of a chain
+
+inline double seconds() {
+  using namespace std::chrono;
+  return duration<double>(steady_clock::now().time_since_epoch()).count();
+}
+
 struct Run {
   const Call& call;
   Pool& pool;
   std::vector<Item>& items;
   std::vector<Candidate>& candidates;
   std::vector<Action>& fire;
-  Memory* memory;  // one per thread
+  std::vector<uint8_t>& refresh;  // streams in which links have to look at every block
+  Memory* memory;                 // kLevels times one per thread
+  double* linked;                 // seconds that links of the running operation took
+  uint64_t frame;                 // counts calls of the process from 1 on
   const Op* op = nullptr;
 
   float* arena(int s) const { return call.arena + (long)s * call.head->state; }
@@ -58,6 +71,12 @@ struct Run {
     pool.run(fn, this, n, cost_us > 3.0, bounds);
   }
 };
+
+static Epilogue epilogue_of(const Op& o, const Run& run, View& out, const View* res, int s) {
+  const float* bias = o.bias < 0 ? nullptr : run.call.weights + o.bias;
+  float* z = o.z < 0 ? nullptr : run.arena(s) + o.z;
+  return {&o, Activation(o, run.call.weights), &out, res, bias, z, run.fresh(s)};
+}
 
 constexpr int kEven = 8;  // items per thread from which on the last one hardly counts
 

@@ -1,6 +1,7 @@
 // Runs a program; compiled once per instruction set, chosen at run time.
-#include <chrono>
+#include <atomic>
 
+#include "ops/chain.h"
 #include "ops/q_view.h"
 
 namespace skc {
@@ -12,13 +13,9 @@ struct Kept {
   std::vector<Item> items;
   std::vector<Candidate> candidates;
   std::vector<Action> fire;
-  Memory memory[kMaxThreads];
+  std::vector<uint8_t> refresh;
+  Memory memory[kLevels * kMaxThreads];
 };
-
-double seconds() {
-  using namespace std::chrono;
-  return duration<double>(steady_clock::now().time_since_epoch()).count();
-}
 
 // Output positions that the operation's items computed; those cut over channels count by their share.
 double positions(const Run& run, const Op& o) {
@@ -36,15 +33,19 @@ double positions(const Run& run, const Op& o) {
 
 void execute(const Call& call, Pool& pool) {
   static thread_local Kept kept;
-  Run run{call, pool, kept.items, kept.candidates, kept.fire, kept.memory};
+  static std::atomic<uint64_t> frames{0};
+  double linked = 0;
+  kept.refresh.assign(call.B, 0);
+  Run run{call, pool, kept.items, kept.candidates, kept.fire, kept.refresh, kept.memory, &linked, ++frames};
   for (int i = 0; i < call.head->n_ops; i++) {
     const Op& op = call.ops[i];
     const double start = call.profile ? seconds() : 0;
     run.op = &op;
     run.items.clear();
+    linked = 0;
     switch (op.kind) {
       case kInput: run_input(run, op); break;
-      case kConv: run_conv(run, op); break;
+      case kConv: op.head < 0 ? run_conv(run, op) : close_link(run, op); break;
       case kSpatial: run_spatial(run, op); break;
       case kOutput: run_output(run, op); break;
       case kQInput: run_qinput(run, op); break;
@@ -55,8 +56,8 @@ void execute(const Call& call, Pool& pool) {
     const bool leaves = op.kind == kOutput || op.kind == kQOutput;
     for (int s = 0; s < call.B && !leaves; s++) run.view(op.out, s).settle();
     if (call.profile) {
-      call.profile[2 * i] = seconds() - start;
-      call.profile[2 * i + 1] = positions(run, op);
+      call.profile[2 * i] += seconds() - start - linked;
+      call.profile[2 * i + 1] += positions(run, op);
     }
   }
   for (int s = 0; s < call.B; s++) run.arena(s)[0] = 1.f;

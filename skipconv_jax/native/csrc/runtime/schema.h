@@ -4,11 +4,12 @@
 
 namespace skc {
 
-constexpr int32_t kFormat = 557524150;
+constexpr int32_t kFormat = 291731959;
 constexpr int kCell = 4;
 constexpr int kPanel = 32;
 constexpr int kMaxSources = 8;
 constexpr int kRegion = 8;
+constexpr int kMaxLinks = 3;
 
 enum OpKind : int32_t {
   kInput,
@@ -196,7 +197,11 @@ struct Op {
   int32_t entries;
   int32_t shift;
   int32_t zeros[2];
+  int32_t tail;
+  int32_t next;
+  int32_t head;
+  int32_t first;
 };
-static_assert(sizeof(Op) == 268);
+static_assert(sizeof(Op) == 284);
 
 }  // namespace skc

@@ -66,7 +66,7 @@ def compiled(path: pathlib.Path, frame: jax.Array, block: int, precision: str) -
     """The file as a native plan in closed loop."""
     variables, fn = onnx.load(path)
     net = skip(fn, gate=InputNormGate(0.0, block=block), policy=ClosedLoop())
-    params, _ = net.init(variables, frame)
+    params = {"model": variables, "gates": net.init_gates(variables, frame)}
     return compile_plan(net, params, frame, engine="native", precision=precision)
 
 

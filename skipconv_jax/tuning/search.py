@@ -120,7 +120,7 @@ class Runner:
     ) -> None:
         self.net, self._timed = net, timed
         self._clip = jax.tree.map(lambda *frames: jnp.stack(frames), *clip)
-        gates = jax.jit(lambda v: net.init(v, clip[0])[0]["gates"])(variables)
+        gates = net.init_gates(variables, clip[0])
         self._plan = compile_plan(net, {"model": variables, "gates": gates}, clip[0], engine=engine)
         self._table = self._plan.table
         dense = jax.jit(lambda v, frames: jax.lax.map(lambda x: net.fn(v, x), frames))

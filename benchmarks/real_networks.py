@@ -80,6 +80,10 @@ class Contest:
 
     def search(self, frames: Sequence[jax.Array], reduction: float) -> Any:
         """Constants whose MAC reduction on the clip is about that."""
+        return self.searched(frames, reduction)[0]
+
+    def searched(self, frames: Sequence[jax.Array], reduction: float) -> tuple[Any, float]:
+        """The same, and their threshold."""
         low, high = 1e-5, 10.0
         for _ in range(14):
             middle = float(np.sqrt(low * high))
@@ -87,7 +91,7 @@ class Contest:
             low, high = (
                 (middle, high) if self.plan.table.macs / spent < reduction else (low, middle)
             )
-        return self.at(high)
+        return self.at(high), high
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -161,7 +165,7 @@ def measure(args: argparse.Namespace) -> Measured:
     variables, fn = onnx.load(args.network)
     clip = frames_of(args)
     net = skip(fn, gate=InputNormGate(1e-3, block=args.block), policy=ClosedLoop())
-    params, _ = net.init(variables, clip[0])
+    params = {"model": variables, "gates": net.init_gates(variables, clip[0])}
     plan = compile_plan(net, params, clip[0], engine="native")
     contest = Contest(plan)
     rng = np.random.default_rng(0)

@@ -71,6 +71,7 @@ QUICK = (
     "training/test_metrics.py",
     "training/test_optimizer.py",
     "tuning/test_gate_plan.py",
+    "tuning/test_shape.py",
     "viz/test_charts.py",
     "viz/test_draw.py",
     "warp/test_block_matching.py",

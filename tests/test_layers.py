@@ -31,7 +31,10 @@ LAYERS = {
     "warp": ("ops program transform", "policies of moving cameras, by the public seams"),
     "streaming": ("ops program macs transform native plans data", "frames through any plan"),
     "live": ("macs plans streaming tasks config viz", "many cameras through one plan, and out"),
-    "tuning": ("ops program macs transform native plans streaming", "gates for any network"),
+    "tuning": (
+        "ops program macs transform native plans streaming training",
+        "gates for any network, chosen or trained",
+    ),
     "models": ("", "plain networks, with no word of skipping"),
     "data": ("", "frames and labels; who uses them is not theirs to know"),
     "viz": ("data", "draws what it is given"),

@@ -5,8 +5,9 @@ from typing import Any
 
 from absl import flags
 
-from skipconv_jax.commands import common
+from skipconv_jax.commands import common, running
 from skipconv_jax.presets import PRESETS, Preset, preset
+from skipconv_jax.tasks import Experiment, build
 from skipconv_jax.tasks.given.experiment import (
     TASKS,
     GivenExperiment,
@@ -16,6 +17,7 @@ from skipconv_jax.tasks.given.experiment import (
     from_onnx,
     given,
 )
+from skipconv_jax.tuning import GatePlan
 
 ONNX = flags.DEFINE_string("onnx", None, "ONNX file of a trained network, instead of --config")
 FN = flags.DEFINE_string(
@@ -29,6 +31,9 @@ PRESET = flags.DEFINE_string(
 )
 OUTPUT = flags.DEFINE_string(
     "output", None, "the output that --task pose or segmentation reads, where there are several"
+)
+GATE_PLAN = flags.DEFINE_string(
+    "gate_plan", None, "file of calibrate or fit, instead of --gate, --threshold and --policy"
 )
 SIZE = flags.DEFINE_list("size", None, "height,width of its input where the file leaves it free")
 
@@ -81,7 +86,25 @@ def experiment(
     """
     network = _network()
     config = configuration(network, gate, policy)
+    if GATE_PLAN.value:
+        if any(setting is not None for setting in gate):
+            raise ValueError(
+                f"`gate_plan` (={GATE_PLAN.value!r}) says gates, thresholds and blocks: leave out "
+                "--gate, --threshold and --block."
+            )
+        with config.unlocked():
+            config.skip.gate_plan = GATE_PLAN.value
     boxes = PRESET.value is not None and isinstance(preset(PRESET.value), Preset)
     task = TASK.value or ("detection" if boxes else "raw")
-    weights = {"model": network.variables, "gates": {}}
+    gates = GatePlan.load(GATE_PLAN.value).params() if GATE_PLAN.value else {}
+    weights = {"model": network.variables, "gates": gates}
     return given(network, task, PRESET.value, config, OUTPUT.value), weights
+
+
+def trained() -> tuple[Experiment, dict[str, Any], Path]:
+    """The network that is brought, or the configuration's, with its weights; where results go."""
+    if named():
+        return *experiment(), workdir()
+    built = build(common.CONFIG.value)
+    spec = running.CHECKPOINT.value or common.newest_phase(common.workdir())
+    return built, common.load_weights(built, spec)[1], common.workdir()

@@ -14,6 +14,8 @@ from skipconv_jax.streaming.sources import Source, is_video
 from skipconv_jax.tasks import Experiment
 from skipconv_jax.tuning import Budget, GatePlan, calibrate
 from skipconv_jax.tuning.gate_plan import GATES
+from skipconv_jax.tuning.measured import Material, calibrate_measured
+from skipconv_jax.viz.charts import sweep_chart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Settings:
       streams: clips of the data set to take.
       labels: measure the drop against labels, not against the dense network.
       engine: that the skipped network runs on.
+      method: one of `METHODS`.
+      margin: share of the budget that 'measured' leaves unused.
+      start: first frame of a video.
+      seed: of 'measured'.
     """
 
     budget: Budget
@@ -41,6 +47,14 @@ class Settings:
     streams: int
     labels: bool
     engine: str = "auto"
+    method: str = "predicted"
+    margin: float = 0.0
+    start: int = 0
+    seed: int = 0
+
+
+METHODS = ("measured", "predicted")
+"""Runs of the skipped network alone, or sensitivities of the dense one and a few runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +65,19 @@ class Frames:
     labels: dict[str, np.ndarray] | None
 
 
-def find_gate_plan(experiment: Experiment, variables: Any, settings: Settings) -> GatePlan:
+def find_gate_plan(
+    experiment: Experiment,
+    variables: Any,
+    settings: Settings,
+    progress: Callable[[str], None] = lambda line: None,
+) -> GatePlan:
     """The gate plan for a network and a budget.
+
+    Args:
+      experiment: the network.
+      variables: its own.
+      settings: what was asked for.
+      progress: told a line now and then.
 
     Raises:
       ValueError: too few frames, labels where there are none, or a budget that can't be kept.
@@ -60,6 +85,8 @@ def find_gate_plan(experiment: Experiment, variables: Any, settings: Settings) -
     clip, held_out = _frames(experiment, settings)
     if settings.labels and clip.labels is None:
         raise ValueError("`labels` (=True) must come with a data set; a video has none.")
+    if settings.method == "measured":
+        return _measured(experiment, variables, settings, (clip, held_out), progress)
     return calibrate(
         experiment.predict,
         variables,
@@ -76,12 +103,58 @@ def find_gate_plan(experiment: Experiment, variables: Any, settings: Settings) -
     )
 
 
+def _measured(
+    experiment: Experiment,
+    variables: Any,
+    settings: Settings,
+    frames: tuple[Frames, Frames],
+    progress: Callable[[str], None],
+) -> GatePlan:
+    scored = settings.labels or experiment.answers_for_labels
+    first, later = (
+        read_score(experiment, part.labels if settings.labels else None) if scored else None
+        for part in frames
+    )
+    material = Material(
+        experiment.predict,
+        variables,
+        frames[0].images,
+        frames[1].images,
+        experiment.disagreement,
+        experiment.read if scored else None,
+        first,
+        later,
+        settings.engine,
+    )
+    return calibrate_measured(
+        material,
+        settings.budget,
+        policy=POLICIES[settings.policy](),
+        gates=lambda threshold, block: GATES[settings.norm](threshold=threshold, block=block),
+        blocks=settings.blocks,
+        margin=settings.margin,
+        seed=settings.seed,
+        progress=progress,
+    )
+
+
+def read_score(
+    experiment: Experiment, labels: Mapping[str, np.ndarray] | None = None
+) -> Callable[[Any, Any], float]:
+    """The headline figure of what was read, against labels or the dense network's answers."""
+
+    def score(seen: Any, dense: Any) -> float:
+        return judge(experiment, seen, experiment.answers(dense) if labels is None else labels)
+
+    return score
+
+
 def _frames(experiment: Experiment, settings: Settings) -> tuple[Frames, Frames]:
     """Frames to calibrate on and later or other ones to check on."""
     count, clip = settings.frames, settings.clip
     if clip is not None:
         if is_video(Path(clip)):
-            return _halves(clip, experiment, count)
+            return _halves(clip, experiment, count, settings.start)
         experiment = _with_data(experiment, clip)
     train, test = (
         first_frames(experiment, part, count, settings.streams) for part in ("train", "test")
@@ -89,11 +162,11 @@ def _frames(experiment: Experiment, settings: Settings) -> tuple[Frames, Frames]
     return train, test
 
 
-def _halves(clip: str, experiment: Experiment, count: int) -> tuple[Frames, Frames]:
-    """The first and the second half of at most `2 count` frames of a video."""
+def _halves(clip: str, experiment: Experiment, count: int, start: int) -> tuple[Frames, Frames]:
+    """The first and the second half of at most `2 count` frames of a video from `start` on."""
     images: list[np.ndarray] = []
     for frame in Source(clip):
-        if frame.image is not None:
+        if frame.index >= start and frame.image is not None:
             images.append(experiment.fit(frame.image))
         if len(images) == 2 * count:
             break
@@ -204,6 +277,32 @@ def report(gate_plan: GatePlan) -> str:
             f"{name:13}  {seen['macs'] / macs.GIGA:.4f} GMAC ({100 * seen['macs'] / dense:.1f} % of"
             f" dense), drop {seen['drop']:.4f}, output error {seen['error']:.4f}{time}"
         )
+    if gate_plan.note("gain") is not None:
+        lines.append(
+            f"{gate_plan.note('gain'):.2f}x fewer multiply-accumulates than one threshold for all "
+            f"layers at the same loss on the calibration frames"
+        )
     if not gate_plan.note("held_out")["kept"]:
         lines.append("The held-out frames do NOT keep the budget: calibrate on more of them.")
     return "\n".join(lines)
+
+
+def picture(gate_plan: GatePlan, path: Path) -> None:
+    """Drop over cost on held-out frames: where the cliff is, and how near the gate plan stands.
+
+    Raises:
+      ValueError: a gate plan without a sweep, which 'measured' makes.
+    """
+    sweep = gate_plan.note("sweep")
+    if sweep is None:
+        raise ValueError("`gate plan` must be made with --method measured to have a sweep.")
+    budget, seen = gate_plan.note("budget"), gate_plan.note("held_out")
+    drop = budget["kind"] != "error"
+    lines = {
+        name: [(100 * row["share"], row["drop" if drop else "loss"]) for row in rows]
+        for name, rows in sweep.items()
+    }
+    lost = seen["drop" if drop else "error"]
+    chosen = (100 * seen["macs"] / gate_plan.note("dense_macs"), lost)
+    title = f"held-out frames; budget {budget['kind']} <= {budget['limit']:.4g}"
+    sweep_chart(lines, chosen, path, title, "drop" if drop else "disagreement")

@@ -12,6 +12,8 @@ import numpy as np
 from skipconv_jax.presets.base import Boxes, Preset
 from skipconv_jax.presets.coco import COCO
 
+_LEAST = np.float32(1e-12)
+
 
 def prepare(frames: jax.Array) -> jax.Array:
     """RGB (B, H, W, 3) uint8 to BGR / 255 (B, 3, H, W) float32."""
@@ -33,9 +35,11 @@ def decode(outputs: Any, size: tuple[int, int]) -> Boxes:
     centre = (jnp.tanh(rows[..., 1:3]) + cell) / parts * pixels
     half = jax.nn.sigmoid(rows[..., 3:5]) * pixels / 2
     classes = rows[..., 5:]
+    # Powers below 1 have no slope at 0, which a softmax may reach, and `fit` needs one.
+    objectness, best = (jnp.maximum(p, _LEAST) for p in (rows[..., 0], classes.max(-1)))
     return Boxes(
         jnp.concatenate([centre - half, centre + half], -1),
-        rows[..., 0] ** 0.6 * classes.max(-1) ** 0.4,
+        objectness**0.6 * best**0.4,
         classes.argmax(-1).astype(jnp.int32),
     )
 

@@ -234,8 +234,7 @@ class Experiment(abc.ABC):
         def initial() -> tuple[Tree, Tree]:
             weights = self.trained(workdir / DENSE)
             key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
-            params, _ = net.init(weights["model"], self.frame(), key=key)
-            return weights["model"], params["gates"]
+            return weights["model"], net.init_gates(weights["model"], self.frame(), key=key)
 
         return loss_fn, initial
 
@@ -332,6 +331,15 @@ class Experiment(abc.ABC):
         """
         raise ValueError(f"`task` (={self.config.task!r}) must come with labels of its own.")
 
+    def disagreement(self, outputs: Any, dense: Any) -> tuple[jax.Array, jax.Array]:
+        """How far outputs are from the dense network's, and what that is relative to, `(B,)` each.
+
+        What calibration and `fit` make small without labels: pure, and differentiable in `outputs`.
+        Here the squares of all outputs; a task whose outputs hold much that nobody reads says what
+        counts instead.
+        """
+        return squared_error(outputs, dense)
+
     def baseline(self, name: str, interval: int) -> "VideoNet":
         """A video network to compare with, a key frame every `interval` frames.
 
@@ -347,6 +355,17 @@ class Experiment(abc.ABC):
         """The phase of training whose weights a baseline runs with."""
         del name
         return DENSE
+
+
+def squared_error(outputs: Any, dense: Any) -> tuple[jax.Array, jax.Array]:
+    """||y - y'||^2 and ||y'||^2 over all leaves, `(B,)` each."""
+
+    def squares(tree: Any) -> jax.Array:
+        parts = [jnp.square(a.astype(jnp.float32)).reshape(len(a), -1) for a in tree]
+        return jnp.stack([part.sum(axis=1) for part in parts]).sum(axis=0)
+
+    got, wanted = jax.tree.leaves(outputs), jax.tree.leaves(dense)
+    return squares([a - b for a, b in zip(got, wanted, strict=True)]), squares(wanted)
 
 
 def _is_flax(model: Any) -> bool:

@@ -76,10 +76,10 @@ def optimizer(recipe: Any, steps: int) -> optax.GradientTransformation:
         "gates": rule(lambda count: recipe.gate_lr_scale * rate(count)),
     }
     clip = optax.clip_by_global_norm(recipe.clip_norm) if recipe.clip_norm else optax.identity()
-    return _with_own_promotion(optax.chain(clip, optax.multi_transform(parts, _labels)))
+    return with_own_promotion(optax.chain(clip, optax.multi_transform(parts, _labels)))
 
 
-def _with_own_promotion(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def with_own_promotion(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """optax mixes integer counters with floats, which strict promotion (our tests) forbids."""
 
     def update(grads: Any, state: Any, weights: Any = None) -> Any:

@@ -130,3 +130,36 @@ _MOST_LINES = 12
 
 def _cycle(keys: Any) -> list[str]:
     return [_COLOURS[index % len(_COLOURS)] for index in range(len(keys))]
+
+
+def sweep_chart(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    chosen: tuple[float, float] | None,
+    path: Path,
+    title: str,
+    lost: str = "drop",
+) -> None:
+    """What is lost over what is spent: a line per way to set thresholds, and the chosen point.
+
+    Args:
+      lines: by name, (share of the dense multiply-accumulates in per cent, drop) pairs.
+      chosen: one such pair; None for none.
+      path: of the PNG.
+      title: above it.
+      lost: what the drop is of.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    for colour, (name, points) in zip(_COLOURS, lines.items(), strict=False):
+        xs, ys = zip(*sorted(points), strict=True)
+        axis.plot(xs, ys, ".-", color=colour, label=name)
+    if chosen is not None:
+        axis.plot(*chosen, "*", color="black", markersize=14, label="chosen", zorder=3)
+    axis.set(xlabel="multiply-accumulates, % of dense", ylabel=lost, title=title, xscale="log")
+    shown = (1, 2, 3, 5, 10, 20, 30, 50, 100)
+    axis.set_xticks(shown, [str(tick) for tick in shown])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend()
+    with whole_files.writing(path) as partial:
+        figure.savefig(partial, dpi=110)
+    plt.close(figure)

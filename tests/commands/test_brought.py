@@ -3,6 +3,7 @@
 import json
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +11,8 @@ pytest.importorskip("onnx")
 
 from skipconv_jax import native
 from skipconv_jax.commands import agreement, cli
+from skipconv_jax.commands import calibrate as calibrating
+from skipconv_jax.commands import probe as probing
 from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.streaming.sources import Source
 from skipconv_jax.tasks.given.experiment import (
@@ -17,6 +20,7 @@ from skipconv_jax.tasks.given.experiment import (
     from_onnx,
     given,
 )
+from skipconv_jax.tuning import Budget
 from tests.onnx.graphs import model, node
 
 SIZE = (32, 64)
@@ -128,3 +132,53 @@ def test_profile_shows_operations_and_draws_them(detector, video, tmp_path, caps
     assert cv2.imread(str(picture)).shape[2] == 3
     assert cli.main([*given[:6], "--frames", "0"]) == 2
     assert "`frames` (=0)" in capsys.readouterr().err
+
+
+def test_probe_and_measured_calibration_of_a_file(detector, video, tmp_path):
+    experiment, network = _experiment(detector)
+    settings = probing.Settings(8, 0, (1e-2, 1e6), 1, "closed_loop")
+    found = probing.look(experiment, network.variables, Source(str(video)), settings)
+    assert [row.threshold for row in found.rows] == [1e-2, 1e6]
+    # Nothing recomputed: the square is still seen where it was.
+    assert found.rows[0].loss == pytest.approx(0, abs=1e-5)
+    assert found.rows[1].loss > 0.5
+    assert found.rows[0].agreement == pytest.approx(1)
+    assert found.best is not None
+    assert found.best.threshold == 1e-2
+    assert "everything computed" in probing.report(found)
+    late = probing.Settings(8, 7, (1e-2,), 1, "closed_loop")
+    with pytest.raises(ValueError, match="at least two frames"):
+        probing.look(experiment, network.variables, Source(str(video)), late)
+    wanted = calibrating.Settings(
+        Budget("drop", 0.5), str(video), "closed_loop", "input_norm", (1,), 4, 1, False,
+        method="measured",
+    )  # fmt: skip
+    plan = calibrating.find_gate_plan(experiment, network.variables, wanted)
+    assert plan.note("calibration")["drop"] <= 0.5
+    assert "fewer multiply-accumulates than one threshold" in calibrating.report(plan)
+    calibrating.picture(plan, tmp_path / "sweep.png")
+    assert cv2.imread(str(tmp_path / "sweep.png")).shape[0] > 100
+
+
+def test_boxes_disagree_where_something_is_seen(detector):
+    experiment, _ = _experiment(detector)
+    # One cell sees a motorcycle; all others see nothing.
+    dense = np.zeros((1, 85, 2, 4), np.float32)
+    dense[0, [0, 8], 0, 1] = 1
+    error, scale = experiment.disagreement(dense, dense)
+    np.testing.assert_allclose(scale, [1], rtol=1e-5)
+    np.testing.assert_allclose(error, [0], atol=1e-4)
+    background = dense.copy()
+    background[0, 1:5, 1, 3] = 3.0
+    np.testing.assert_allclose(experiment.disagreement(background, dense)[0], [0], atol=1e-4)
+    gone, other = np.zeros_like(dense), dense.copy()
+    other[0, [8, 9], 0, 1] = [0, 1]
+    moved = dense.copy()
+    moved[0, 1, 0, 1] = 5.0
+    for outputs, wanted in ((gone, 1.0), (other, 2.0)):
+        got, _ = experiment.disagreement(outputs, dense)
+        assert float(got[0]) == pytest.approx(wanted, abs=0.05)
+    assert 0.1 < float(experiment.disagreement(moved, dense)[0][0]) < 1
+    slope = jax.grad(lambda y: experiment.disagreement(y, dense)[0].sum())(0.9 * dense)
+    assert np.isfinite(slope).all()
+    assert slope[0, 0, 0, 1] < 0

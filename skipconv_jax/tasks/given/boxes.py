@@ -64,9 +64,50 @@ class DetectionGiven(GivenExperiment):
             "valid": np.ones(lead, bool),
         }
 
+    def disagreement(self, outputs: Any, dense: Any) -> tuple[jax.Array, jax.Array]:
+        """Scores and boxes where either network sees something, see `box_error`."""
+        return box_error(self.task, outputs, dense, self.size)
+
     def asked(self, labels: Mapping[str, np.ndarray]) -> int:
         """Boxes."""
         return int((labels["labels"] >= 0).sum())
+
+
+# Share of `Preset.sure` from which a box can matter to what is shown.
+_NEAR = 1 / 3
+
+
+def box_error(
+    rule: Preset, outputs: Any, dense: Any, size: tuple[int, int]
+) -> tuple[jax.Array, jax.Array]:
+    """What a detector's skipped outputs change of what is read off them, `(B,)`, and its scale.
+
+    Over the boxes before suppression with s~ or s above a third of `sure`: |s~ - s| + s (1 - IoU),
+    and s + s~ where the class is another; relative to the sum of s. A detector's raw outputs are
+    mostly background, whose error says nothing of what is found.
+
+    Args:
+      rule: decodes the outputs.
+      outputs: of the skipped network.
+      dense: of the dense network.
+      size: height and width of the input.
+    """
+    got, wanted = rule.decode(outputs, size), rule.decode(dense, size)
+    off = jnp.abs(got.scores - wanted.scores)
+    off = jnp.where(got.labels == wanted.labels, off, got.scores + wanted.scores)
+    error = off + wanted.scores * (1 - _overlap(got.corners, wanted.corners))
+    near = _NEAR * rule.sure
+    counts = jnp.maximum(got.scores, wanted.scores) > near
+    scale = jnp.where(wanted.scores > near, wanted.scores, 0).sum(axis=1)
+    return jnp.where(counts, error, 0).sum(axis=1), scale
+
+
+def _overlap(a: jax.Array, b: jax.Array) -> jax.Array:
+    """IoU of boxes one by one, (..., 4) each."""
+    inner = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
+    both = jnp.prod(jnp.maximum(inner, 0), axis=-1)
+    whole = sum(jnp.prod(jnp.maximum(c[..., 2:] - c[..., :2], 0), axis=-1) for c in (a, b))
+    return both / jnp.maximum(whole - both, 1e-6)
 
 
 def detections(

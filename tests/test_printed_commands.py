@@ -23,7 +23,9 @@ from tests.test_docs import PAGES, SHELL
 pytest.importorskip("onnx")
 FRAMES = 400
 # Command -> the test that runs it on something small, or what runs it in CI.
+_PLANNED = "skipconv stream VIDEO --onnx yolox_nano.onnx --preset yolox --gate_plan"
 ELSEWHERE = {
+    _PLANNED: "tests/commands/test_brought.py",
     "make": ".ci/run",
     "pip": ".ci/clean.py",
     ".ci/": ".ci/clean.py",
@@ -34,7 +36,11 @@ ELSEWHERE = {
     "skipconv train": "tests/commands/test_commands.py",
     "skipconv eval --config": "tests/commands/test_commands.py",
     "skipconv stream VIDEO --config": "tests/commands/test_commands.py",
-    "skipconv calibrate --config": "tests/commands/test_calibrate.py",
+    "skipconv batch": "tests/live/test_batch.py",
+    "skipconv calibrate": "tests/commands/test_calibrate.py",
+    "skipconv fit": "tests/tuning/test_fit.py",
+    "skipconv stream VIDEO --onnx FastestDet.onnx": "tests/tuning/test_fit.py",
+    "srun": "tests/training/test_processes.py",
     "skipconv synthetic_pose": "tests/data/test_synthetic_pose.py",
     "skipconv demo": "tests/commands/test_cli.py",
     "skipconv serve": "tests/live/test_service.py",

@@ -3,23 +3,27 @@
     python -m benchmarks.live load NET.onnx --preset NAME --videos A.mp4 B.mp4 --rate 5 [--dense]
     python -m benchmarks.live frames [--count 1000000]
     python -m benchmarks.live faults [--disconnects 1000]
+    python -m benchmarks.live kills --videos A.mp4 B.mp4 [--count 20]
 
 `load`: cameras are the videos, one after the other, re-encoded at the rate and looped over RTSP by
 a server in another process of the same machine (GStreamer's, the tests' own), decoded here. Eight
 streams of each video begin at their own times, as cameras have clocks of their own. The most
 cameras of which no wanted frame is dropped is found by growing and halving; `--dense` runs
 onnxruntime in the same service instead of the plan. `frames`: a fake network, what grows. `faults`:
-what is lost when connections, the disk and a broker go.
+what is lost when connections and the disk go. `kills`: workers killed (-9) at random moments, of a
+batch and of cameras, with a fake network; exits with an error where a row is lost or comes twice.
 """
 
 import argparse
 import contextlib
 import errno
 import http.server
+import itertools
 import json
 import logging
 import os
 import pathlib
+import random
 import resource
 import signal
 import socket
@@ -39,14 +43,18 @@ import numpy as np
 
 from skipconv_jax import whole_files
 from skipconv_jax.commands.evaluate import with_gates
+from skipconv_jax.live import batch
 from skipconv_jax.live.camera import Camera, Retry
 from skipconv_jax.live.capture import Connection, Counts, Shot
-from skipconv_jax.live.config import Network, experiment
+from skipconv_jax.live.config import CameraPart, Network, experiment
 from skipconv_jax.live.engine import Answer, Engine, PlanEngine
+from skipconv_jax.live.fleet import Fleet
 from skipconv_jax.live.inbox import Inbox
 from skipconv_jax.live.outlets import LinesFile, Outlet
 from skipconv_jax.live.regions import Ignore
 from skipconv_jax.live.service import Service, Watch
+from skipconv_jax.live.station import Station
+from skipconv_jax.live.workers import Local
 from skipconv_jax.streaming.sources import Source
 from skipconv_jax.tasks import Experiment
 from skipconv_jax.viz.tables import markdown
@@ -368,6 +376,120 @@ def faults(args: argparse.Namespace) -> None:
     full_disk(3000)
 
 
+class Slow(Nothing):
+    """A network that takes its time; its answers depend on all frames since the reference."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def run(self, stream: str, image: np.ndarray, fresh: bool, ignore: Ignore) -> Answer:
+        """See `live.engine.Engine`."""
+        time.sleep(0.005)
+        before = 0 if fresh else self._seen[stream]
+        self._seen[stream] = (31 * before + int(image[::16, ::16].sum())) % 2**31
+        return Answer({"seen": self._seen[stream]}, 1.0 if fresh else 0.1, 0.1, 5.0)
+
+
+def _killing(workers: list[Local], count: int, seconds: float, over: threading.Event) -> list[int]:
+    """Kills a random worker so often, at random moments; which."""
+    chance, killed = random.Random(0), list[int]()
+    while len(killed) < count and not over.wait(chance.uniform(0.2, 1) * seconds):
+        running = [worker for worker in workers if worker.alive]
+        if running:
+            victim = chance.choice(running)
+            os.kill(victim.pid, signal.SIGKILL)
+            killed.append(victim.pid)
+    return killed
+
+
+def batch_kills(videos: Sequence[str], count: int) -> None:
+    """Videos whose workers are killed: the rows must be those of a run without a kill."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        rules, paths = batch.Rules(200), {}
+        for name in ("whole", "killed"):
+            (root / name).mkdir()
+            paths[name] = batch.outputs(videos, root / name)
+        alone = batch.VideoWorker(Slow, rules)
+        for video, path in paths["whole"].items():
+            alone.run(video, str(path))
+        started: list[Local] = []
+
+        def make() -> Local:
+            started.append(Local(batch.VideoWorker, Slow, rules))
+            return started[-1]
+
+        over, died = threading.Event(), 0
+        killer = threading.Thread(
+            target=lambda: killed.extend(_killing(started, count, 6, over)), daemon=True
+        )
+        killed: list[int] = []
+        killer.start()
+        while True:
+            outcomes = batch.run(videos, root / "killed", make, workers=2)
+            died += sum(outcome.died for outcome in outcomes)
+            if not any(outcome.error for outcome in outcomes):
+                break  # else a video lost three workers: the command is called again
+        over.set()
+        killer.join()
+        same = [
+            paths["whole"][video].read_bytes() == paths["killed"][video].read_bytes()
+            for video in videos
+        ]
+        rows = sum(path.read_bytes().count(b"\n") for path in paths["killed"].values())
+    if not all(same):
+        raise AssertionError("rows differ from those of a run without a kill")
+    print(f"batch: {len(killed)} kills, {died} of them on a video: {rows} rows, byte for byte "
+          "those of a run without a kill")  # fmt: skip
+
+
+def camera_kills(video: str, count: int) -> None:
+    """Cameras whose workers are killed: no row twice, and how long each camera was without one."""
+    started: list[Local] = []
+
+    def make() -> Local:
+        started.append(Local(Station, Slow, 2))
+        return started[-1]
+
+    parts = [CameraPart(name=f"c{n}", address=video, loop=True, cuts=False) for n in range(6)]
+    arrivals: dict[str, list[tuple[float, int, str]]] = {part.name: [] for part in parts}
+
+    def seen(answer: Any) -> None:
+        row = answer.row
+        arrivals[row["camera"]].append((time.monotonic(), row["frame"], row.get("reset", "")))
+
+    fleet = Fleet(parts, make, 2)
+    fleet.listen(seen)
+    fleet.start()
+    while not all(len(own) > 10 for own in arrivals.values()):
+        time.sleep(0.1)
+    killed = _killing(started, count, 6, threading.Event())
+    time.sleep(8)
+    fleet.stop()
+    gaps, moves = [], 0
+    for own in arrivals.values():
+        numbers = [number for _, number, _ in own]
+        if numbers != sorted(set(numbers)):
+            raise AssertionError("a frame came twice, or out of order")
+        for (before, *_), (after, _, why) in itertools.pairwise(own):
+            if "its worker died" in why:
+                moves += 1
+                gaps.append(after - before)
+    answered = sum(f.answered for f in fleet.figures().values())
+    if answered != sum(map(len, arrivals.values())):
+        raise AssertionError("answers are not counted once")
+    p50, most = np.median(gaps), max(gaps)
+    print(f"cameras: {len(killed)} kills, {fleet.died} deaths noticed, {moves} moves of 6 cameras "
+          f"to another worker: {answered} answers, none twice; {p50:.1f} s (median) and "
+          f"{most:.1f} s (most) from a camera's last answer to the next")  # fmt: skip
+
+
+def kills(args: argparse.Namespace) -> None:
+    """What killed workers cost."""
+    batch_kills(args.videos, args.count)
+    camera_kills(args.videos[0], args.count)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses and runs."""
     parser = argparse.ArgumentParser(
@@ -388,6 +510,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     many = parts.add_parser("frames")
     many.add_argument("--count", type=int, default=1_000_000)
     many.set_defaults(run=frames)
+    killing = parts.add_parser("kills")
+    killing.add_argument("--count", type=int, default=20)
+    killing.add_argument("--videos", nargs="+", required=True)
+    killing.set_defaults(run=kills)
     faulty = parts.add_parser("faults")
     faulty.add_argument("--disconnects", type=int, default=1000)
     faulty.set_defaults(run=faults)

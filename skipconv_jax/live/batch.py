@@ -168,7 +168,8 @@ def same_run(folder: Path, settings: Mapping[str, Any]) -> None:
     if changed:
         key = changed[0]
         raise ValueError(
-            f"`out` (={folder}) was begun with {key} {before.get(key)!r}, not {now.get(key)!r}; go on with the same settings, or name another --out."
+            f"`out` (={folder}) was begun with {key} {before.get(key)!r}, not {now.get(key)!r}; "
+            "go on with the same settings, or name another --out."
         )
 
 

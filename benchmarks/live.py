@@ -98,8 +98,11 @@ class DenseEngine:
         """Nothing to forget."""
 
 
-def byte_stream(video: str, rate: int, path: pathlib.Path) -> None:
-    """A video at another rate, each frame the one shown at its time, as bare H.264."""
+def byte_stream(video: str, rate: int, path: pathlib.Path, still: bool = False) -> None:
+    """A video at another rate, each frame the one shown at its time, as bare H.264.
+
+    Where `still`, its first frame alone, for as long: what a camera sees where nothing happens.
+    """
     source = Source(video)
     step = float(source.rate) / rate
     with (
@@ -109,24 +112,26 @@ def byte_stream(video: str, rate: int, path: pathlib.Path) -> None:
         stream: Any = container.add_stream("libx264", rate=Fraction(rate))
         stream.options = {"g": str(4 * rate), "bf": "0", "crf": "23", "preset": "veryfast"}
         stream.pix_fmt = "yuv420p"
-        wanted = 0.0
+        wanted, first = 0.0, None
         for frame in source:
             if frame.image is None or frame.index < round(wanted):
                 continue
             wanted += step
             if not container.streams.video[0].codec_context.is_open:
                 stream.height, stream.width = frame.image.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.image, format="rgb24")))
+            first = frame.image if first is None or not still else first
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(first, format="rgb24")))
         container.mux(stream.encode(None))
 
 
 @contextlib.contextmanager
-def _serving(videos: Sequence[str], rate: int) -> Iterator[list[str]]:
+def _serving(videos: Sequence[str], rate: int, still: int = 0) -> Iterator[list[str]]:
     """Addresses of the videos over RTSP; the server lives as long as the block."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
-        paths = [pathlib.Path(folder) / f"{n}.h264" for n in range(len(videos))]
-        for video, path in zip(videos, paths, strict=True):
-            byte_stream(video, rate, path)
+        shown = [(video, quiet > 0) for video in videos for quiet in range(1 + still)]
+        paths = [pathlib.Path(folder) / f"{n}.h264" for n in range(len(shown))]
+        for (video, quiet), path in zip(shown, paths, strict=True):
+            byte_stream(video, rate, path, quiet)
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
@@ -140,7 +145,7 @@ def _serving(videos: Sequence[str], rate: int) -> Iterator[list[str]]:
             yield [
                 f"rtsp://127.0.0.1:{port}/v{n}c{k}"
                 for k in range(CLOCKS)
-                for n in range(len(videos))
+                for n in range(len(paths))
             ]
         finally:
             server.kill()
@@ -227,7 +232,7 @@ def load(args: argparse.Namespace) -> None:
         if args.dense
         else PlanEngine(made, with_gates(made, weights), fired=False)
     )
-    with _serving(args.videos, args.rate) as addresses:
+    with _serving(args.videos, args.rate, args.still) as addresses:
         probes = most(engine, addresses, args.first, args.seconds)
     rows = [
         [
@@ -384,7 +389,7 @@ class Slow(Nothing):
 
     def run(self, stream: str, image: np.ndarray, fresh: bool, ignore: Ignore) -> Answer:
         """See `live.engine.Engine`."""
-        time.sleep(0.005)
+        time.sleep(0.02)
         before = 0 if fresh else self._seen[stream]
         self._seen[stream] = (31 * before + int(image[::16, ::16].sum())) % 2**31
         return Answer({"seen": self._seen[stream]}, 1.0 if fresh else 0.1, 0.1, 5.0)
@@ -421,7 +426,7 @@ def batch_kills(videos: Sequence[str], count: int) -> None:
 
         over, died = threading.Event(), 0
         killer = threading.Thread(
-            target=lambda: killed.extend(_killing(started, count, 6, over)), daemon=True
+            target=lambda: killed.extend(_killing(started, count, 2, over)), daemon=True
         )
         killed: list[int] = []
         killer.start()
@@ -503,6 +508,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded.add_argument("--rate", type=int, default=5)
     loaded.add_argument("--threshold", type=float, default=0.05)
     loaded.add_argument("--block", type=int, default=8)
+    loaded.add_argument(
+        "--still", type=int, default=0, help="for each moving camera so many that see a still scene"
+    )
     loaded.add_argument("--dense", action="store_true")
     loaded.add_argument("--first", type=int, default=8, help="cameras of the first probe")
     loaded.add_argument("--seconds", type=float, default=8)

@@ -506,7 +506,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded.add_argument("--preset", required=True)
     loaded.add_argument("--videos", nargs="+", required=True)
     loaded.add_argument("--rate", type=int, default=5)
-    loaded.add_argument("--threshold", type=float, default=0.05)
+    loaded.add_argument("--threshold", type=float, default=0.01)
     loaded.add_argument("--block", type=int, default=8)
     loaded.add_argument(
         "--still", type=int, default=0, help="for each moving camera so many that see a still scene"

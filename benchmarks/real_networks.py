@@ -165,7 +165,7 @@ def measure(args: argparse.Namespace) -> Measured:
     variables, fn = onnx.load(args.network)
     clip = frames_of(args)
     net = skip(fn, gate=InputNormGate(1e-3, block=args.block), policy=ClosedLoop())
-    params, _ = net.init(variables, clip[0])
+    params = {"model": variables, "gates": net.init_gates(variables, clip[0])}
     plan = compile_plan(net, params, clip[0], engine="native")
     contest = Contest(plan)
     rng = np.random.default_rng(0)

@@ -50,7 +50,7 @@ def _jax_way(way: str, name: str) -> dict[str, float]:
 
     from skipconv_jax import skip
     from skipconv_jax.ops import InputNormGate, Previous
-    from skipconv_jax.plans import compile_plan
+    from skipconv_jax.plans import compile_plan, once
 
     model, variables, frame = _network(name)
     net = skip(model.apply, gate=InputNormGate(1e-2, block=8), policy=Previous())
@@ -62,8 +62,8 @@ def _jax_way(way: str, name: str) -> dict[str, float]:
         def step(x: Any) -> Any:
             return dense(variables, x)
     elif way == "native plan":
-        # Under jit the state that `net.apply` would need is never made.
-        gates = jax.jit(lambda v: net.init(v, frame)[0]["gates"])(variables)
+        net = once(net, variables, frame)
+        gates = net.init_gates(variables, frame)
         plan: Any = compile_plan(net, {"model": variables, "gates": gates}, frame)
         del variables
         kept = [plan.init_state()]

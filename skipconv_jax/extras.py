@@ -16,6 +16,7 @@ EXTRA_OF = {
     "paho": "serve",
     "prometheus_client": "serve",
     "rich": "data",
+    "ray": "ray",
     "starlette": "serve",
     "tensorboardX": "tensorboard",
     "tensorflow_datasets": "data",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from skipconv_jax import checks, macs
 from skipconv_jax.ops import SkipState, init_state, skip_conv
-from skipconv_jax.ops.gates import Gate, InputNormGate
+from skipconv_jax.ops.gates import Gate, GateParams, InputNormGate
 from skipconv_jax.ops.geometry import Conv
 from skipconv_jax.ops.masked_conv import implementation_name
 from skipconv_jax.ops.policies import ClosedLoop, Policy
@@ -85,19 +84,32 @@ class SkipNet:
         Raises:
           ValueError: a rule that names no convolution, or a Gumbel gate without a key.
         """
-        if key is not None:
-            checks.key("key", key)
-        gates, blank = {}, {}
-        sites = self._sites(variables, x, args)
-        for index, (site, rule) in enumerate(self._ruled(sites)):
-            if rule is None:
-                continue
-            conv = _conv_of(site)
-            site_key = None if key is None else jax.random.fold_in(key, index)
-            gates[site.name] = rule.gate.init(site_key, conv)
-            blank[site.name] = functools.partial(_blank, site, conv, rule, number_of_streams(x))
-        shapes = jax.eval_shape(lambda: {name: make() for name, make in blank.items()})
+        ruled, streams = self._ruled(self._sites(variables, x, args)), number_of_streams(x)
+        gates = _gates(ruled, key)
+        shapes = jax.eval_shape(
+            lambda: {
+                site.name: _blank(site, _conv_of(site), rule, streams)
+                for site, rule in ruled
+                if rule is not None
+            }
+        )
         return {"model": variables, "gates": gates}, _unseen(shapes)
+
+    def init_gates(
+        self, variables: Any, x: Any, *args: Any, key: jax.Array | None = None
+    ) -> dict[str, GateParams]:
+        """Gate parameters alone, as `init` makes them: plans keep a state of their own.
+
+        Args:
+          variables: the network's own; shapes suffice (`jax.eval_shape`).
+          x: a frame of B streams; a shape suffices.
+          *args: further arguments of `fn`.
+          key: for gates with random initial parameters (Gumbel).
+
+        Raises:
+          ValueError: a rule that names no convolution, or a Gumbel gate without a key.
+        """
+        return _gates(self._ruled(self._sites(variables, x, args)), key)
 
     def apply(
         self, params: NetParams, state: NetState, x: Any, *args: Any, rng: jax.Array | None = None
@@ -288,7 +300,9 @@ class Skipper(Visitor):
             )
         rng = None if self._rng is None else jax.random.fold_in(self._rng, len(self._used))
         self._used.add(site.name)
-        _, new = skip_conv(
+        # Outside a trace the layer runs operation by operation, as the network around it does.
+        run = _traced_once if isinstance(x, jax.core.Tracer) else skip_conv
+        _, new = run(
             {"kernel": kernel, "gate": self._gates[site.name]},
             self._state[site.name],
             x,
@@ -310,6 +324,16 @@ class Skipper(Visitor):
             )
 
 
+_traced_once = jax.jit(
+    skip_conv,
+    static_argnames=(
+        *("strides", "padding", "dilation", "groups", "precision"),
+        *("gate", "policy", "implementation"),
+    ),
+)
+"""Layers of equal shapes, gate and policy share a trace: a deep network has ten of each."""
+
+
 def _check_made_by_init(params: Any, state: Any) -> None:
     """Refuses what is no result of `init`, such as the network's bare variables."""
     if not isinstance(params, Mapping) or not {"model", "gates"} <= set(params):
@@ -329,6 +353,21 @@ def _conv_of(site: Site) -> Conv:
     if site.conv is None:
         raise AssertionError(f"{site.name} is dense: {site.dense_because}")
     return site.conv
+
+
+def _gates(
+    ruled: Sequence[tuple[Site, Rule | None]], key: jax.Array | None
+) -> dict[str, GateParams]:
+    """Parameters of the gate of every Skip-Convolution; each has a key of its own."""
+    if key is not None:
+        checks.key("key", key)
+    return {
+        site.name: rule.gate.init(
+            None if key is None else jax.random.fold_in(key, index), _conv_of(site)
+        )
+        for index, (site, rule) in enumerate(ruled)
+        if rule is not None
+    }
 
 
 def _blank(site: Site, conv: Conv, rule: Rule, streams: int) -> SkipState:

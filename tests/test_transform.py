@@ -13,7 +13,14 @@ from flax import nnx
 from jax import lax
 
 from skipconv_jax import Rule, skip
-from skipconv_jax.ops import AlwaysGate, ClosedLoop, InputNormGate, OutputNormGate, Previous
+from skipconv_jax.ops import (
+    AlwaysGate,
+    ClosedLoop,
+    GumbelGate,
+    InputNormGate,
+    OutputNormGate,
+    Previous,
+)
 
 X = np.asarray(jax.random.normal(jax.random.key(0), (2, 9, 8, 3)))
 KEYS = jax.random.split(jax.random.key(1), 4)
@@ -457,3 +464,24 @@ def test_shapes_suffice_for_the_table():
     table = skip(model.apply).table(variables, x)
     assert names(table) == ["shared", "shared@1", "group", "head"]
     assert table.rows[0].macs == 64 * 64 * 81
+
+
+def test_gates_alone_are_those_of_init():
+    net = skip(lambda v, x: conv(conv(x, A), B), gate=GumbelGate(block=4))
+    key = jax.random.key(3)
+    params, _ = net.init({}, X, key=key)
+    chex.assert_trees_all_equal(net.init_gates({}, X, key=key), params["gates"])
+    with pytest.raises(ValueError, match=r"`key` \(=None\)"):
+        net.init_gates({}, X)
+
+
+def test_equal_layers_share_a_trace():
+    """A deep network is traced and lowered in the time of its distinct layers."""
+    kernels = [B, 0.5 * B, 0.3 * jnp.ones((3, 3, 4, 4)), 0.2 * jnp.ones((1, 1, 4, 4))]
+    net = skip(lambda v, x: functools.reduce(conv, v, x), gate=InputNormGate(0.1, block=4))
+    x = jnp.asarray(np.concatenate([X, X[..., :1]], axis=-1))
+    params, state = net.init(kernels, x)
+    traced = jax.make_jaxpr(net.apply)(params, state, x)
+    layers = [e.params["jaxpr"] for e in traced.eqns if e.params.get("name") == "skip_conv"]
+    assert len(layers) == 4
+    assert len({id(layer.jaxpr) for layer in layers}) == 2

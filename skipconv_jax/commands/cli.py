@@ -27,6 +27,7 @@ COMMANDS = {
     "eval": Command("skipconv_jax.commands.entry.eval", "accuracy and cost on the test data"),
     "stream": Command("skipconv_jax.commands.entry.stream", "run a video through a network"),
     "serve": Command("skipconv_jax.commands.entry.serve", "live cameras through one network"),
+    "batch": Command("skipconv_jax.commands.entry.batch", "recorded videos by several workers"),
     "probe": Command("skipconv_jax.commands.entry.probe", "does skipping pay on this video"),
     "calibrate": Command("skipconv_jax.commands.entry.calibrate", "thresholds for a budget"),
     "fit": Command("skipconv_jax.commands.entry.fit", "gates that learn from unlabelled video"),

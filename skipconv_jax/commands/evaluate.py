@@ -212,8 +212,9 @@ def with_gates(
       ValueError: the checkpoint was trained with other gates, or has none and they need training.
     """
     net = experiment.traced_net(weights["model"], streams)
-    params, _ = net.init(weights["model"], experiment.frame(streams), key=jax.random.key(0))
-    trained, initial = weights["gates"], params["gates"]
+    frame, key = experiment.frame(streams), jax.random.key(0)
+    initial: Tree = net.init_gates(weights["model"], frame, key=key)
+    trained = weights["gates"]
     if not trained:
         needing = [name for name, gate in initial.items() if "kernel" in gate]
         if needing:
@@ -221,7 +222,7 @@ def with_gates(
                 f"`checkpoint` must hold trained gates for {needing[0]!r} and {len(needing) - 1} "
                 "more; train the gated phase, or run with --gate=input_norm."
             )
-        return params
+        return {"model": weights["model"], "gates": initial}
     shapes = [jax.tree.map(np.shape, tree) for tree in (trained, initial)]
     if shapes[0] != shapes[1]:
         raise ValueError(

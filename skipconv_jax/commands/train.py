@@ -1,5 +1,6 @@
 """Trains the phases of a configuration: dense first, then the gated network from the dense one."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from ml_collections import ConfigDict
 
 from skipconv_jax.config import check_unchanged
 from skipconv_jax.tasks import DENSE, GATED, build
+from skipconv_jax.training import processes
 from skipconv_jax.training.loop import Options, run
 from skipconv_jax.training.run_lock import run_lock
 
@@ -37,6 +39,7 @@ def train(
       ValueError: the data is missing, the folder holds a run and `resume` is False, or the
         configuration is not the one the run was started with.
       TrainingDiverged: something is not finite.
+      ProcessLost: another process of this run is gone.
     """
     experiment = build(config)
     options = Options(
@@ -50,10 +53,11 @@ def train(
     for name in phases:
         phase = experiment.phase(name, workdir)
         folder = workdir / name
-        # The configuration's file belongs to who trains, too.
-        with run_lock(folder):
-            if not any((folder / "checkpoints").glob("[0-9]*")):
-                # Nothing was trained yet: a first try that failed must not bind the next one.
-                (folder / "config.json").unlink(missing_ok=True)
-            check_unchanged(config, folder / "config.json", _FREE)
+        # The configuration's file belongs to who trains, too: to the first of several processes.
+        with run_lock(folder) if processes.first() else contextlib.nullcontext():
+            if processes.first():
+                if not any((folder / "checkpoints").glob("[0-9]*")):
+                    # Nothing was trained yet: a first try that failed must not bind the next one.
+                    (folder / "config.json").unlink(missing_ok=True)
+                check_unchanged(config, folder / "config.json", _FREE)
             run(phase, workdir, config.seed, options)

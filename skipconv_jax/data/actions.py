@@ -16,6 +16,7 @@ import numpy as np
 
 from skipconv_jax.data.clips import PoseClip
 from skipconv_jax.data.pipeline import Batch, CachedFrames
+from skipconv_jax.data.shares import Share
 from skipconv_jax.extras import required
 
 with required():
@@ -102,6 +103,7 @@ def make_train_iterator(
     cache: bool = False,
     threads: int = 2,
     prefetch: int = 4,
+    process: tuple[int, int] = (0, 1),
 ) -> Any:
     """Endless batches of T random segments, one random crop and flip per video.
 
@@ -118,6 +120,7 @@ def make_train_iterator(
       cache: keep decoded frames in memory.
       threads: that prepare batches.
       prefetch: batches prepared ahead.
+      process: (index, count); see `data.shares.Share`.
 
     Raises:
       ValueError: no clips, or a clip of an action that is not listed.
@@ -137,7 +140,8 @@ def make_train_iterator(
     samples = grain.MapDataset.source(clips).seed(seed).shuffle().repeat(_EPOCHS)
     samples = samples.random_map(sample)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    return iter(samples.batch(batch).to_iter_dataset(options))
+    shared = Share(samples, batch, process)
+    return iter(shared.batch(batch, drop_remainder=True).to_iter_dataset(options))
 
 
 def make_eval_iterator(

@@ -30,6 +30,7 @@ from skipconv_jax.data.augment import normalize
 from skipconv_jax.data.clips import decode_image
 from skipconv_jax.data.labelled_videos import BoxTrack, VideoSource, clip_boxes, covered
 from skipconv_jax.data.placement import MEAN_COLOR, DetectionView, Placement, place
+from skipconv_jax.data.shares import Share
 from skipconv_jax.extras import required
 
 with required():
@@ -210,7 +211,7 @@ def make_train_iterator(
       normalized: deliver float32 (else uint8).
       threads: threads that prepare batches.
       prefetch: batches prepared ahead.
-      process: (index, count); process i takes every count-th sample of the common order.
+      process: (index, count); see `data.shares.Share`.
 
     Raises:
       ValueError: an argument is out of range, or every video is too short.
@@ -230,7 +231,7 @@ def make_train_iterator(
         return load(video, np.arange(start, start + length), augmentation.draw(rng))
 
     samples = grain.MapDataset.source(windows).seed(seed).shuffle().repeat().random_map(sample)
-    batches = samples[process[0] :: process[1]].batch(batch, drop_remainder=True)
+    batches = Share(samples, batch, process).batch(batch, drop_remainder=True)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(batches.to_iter_dataset(options))
 

@@ -25,6 +25,7 @@ import numpy as np
 from skipconv_jax.data import augment
 from skipconv_jax.data.augment import PoseAugmentation, View
 from skipconv_jax.data.clips import PoseClip, all_mirrorable, lengths_of, names_of
+from skipconv_jax.data.shares import Share
 from skipconv_jax.extras import required
 
 with required():
@@ -129,7 +130,7 @@ def make_train_iterator(
       cache: decode every frame once and keep it: T x H x W x 3 bytes a clip.
       threads: threads that prepare batches.
       prefetch: batches prepared ahead.
-      process: (index, count); process i takes every count-th sample of the common order.
+      process: (index, count); see `data.shares.Share`.
 
     Raises:
       ValueError: an argument is out of range, or a clip is too short.
@@ -154,7 +155,7 @@ def make_train_iterator(
 
     # Drawn before samples are dealt to processes: else process 1 would draw what process 0 draws.
     samples = grain.MapDataset.source(clips).seed(seed).shuffle().repeat().random_map(sample)
-    batches = samples[index::count].batch(batch, drop_remainder=True)
+    batches = Share(samples, batch, (index, count)).batch(batch, drop_remainder=True)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(batches.to_iter_dataset(options))
 

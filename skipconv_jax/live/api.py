@@ -14,6 +14,7 @@ import numpy as np
 
 from skipconv_jax.extras import required
 from skipconv_jax.live import metrics
+from skipconv_jax.live.fleet import Fleet
 from skipconv_jax.live.guarded import PROTOCOL, Guarded
 from skipconv_jax.live.service import QUANTILES, Figures, Seen, Service
 
@@ -114,7 +115,7 @@ def _offer(queue: asyncio.Queue[bytes], data: bytes) -> None:
     queue.put_nowait(data)
 
 
-def app(service: Service, token: str = "") -> Guarded:
+def app(service: Service | Fleet, token: str = "") -> Guarded:
     """The application over a service.
 
     Args:
@@ -123,6 +124,10 @@ def app(service: Service, token: str = "") -> Guarded:
     """
     figures, hub = metrics.registry(service), _Hub()
     service.listen(hub)
+
+    async def found(name: str) -> Seen | None:
+        # A fleet asks the worker that has it.
+        return await run_in_threadpool(service.seen, name) if name in service.names else None
 
     async def cameras(request: Request) -> Response:
         return _json([_described(f) for f in service.figures().values()])
@@ -133,7 +138,7 @@ def app(service: Service, token: str = "") -> Guarded:
 
     async def frame(request: Request) -> Response:
         name = request.path_params["name"]
-        seen = service.seen(name) if name in service.names else None
+        seen = await found(name)
         if seen is None:
             return _missing()
         data = await run_in_threadpool(_jpeg, seen.image)
@@ -142,7 +147,7 @@ def app(service: Service, token: str = "") -> Guarded:
 
     async def answer(request: Request) -> Response:
         name = request.path_params["name"]
-        seen = service.seen(name) if name in service.names else None
+        seen = await found(name)
         if seen is None:
             return _missing()
         return Response(message(seen), media_type="application/json")

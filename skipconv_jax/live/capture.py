@@ -397,11 +397,12 @@ def thumbnail(frame: Any) -> np.ndarray:
     planes = []
     for plane in frame.planes:
         pixels = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-        planes.append(_sampled(pixels[: plane.height, : plane.width]))
+        planes.append(sampled(pixels[: plane.height, : plane.width]))
     return np.stack(planes, axis=-1)
 
 
-def _sampled(pixels: np.ndarray) -> np.ndarray:
+def sampled(pixels: np.ndarray) -> np.ndarray:
+    """`(36, 64, ...)`: the middle of each cell of a picture."""
     return pixels[_places(pixels.shape[0], pixels.shape[1])]
 
 
@@ -439,7 +440,7 @@ def _paced(
                     continue
                 event = "; ".join(dict.fromkeys(filter(None, (event, frame.event))))
                 yield _numbered(counts, frame.image.shape[:2], event, _same(frame.image),
-                                _sampled(frame.image), frame.index * step)  # fmt: skip
+                                sampled(frame.image), frame.index * step)  # fmt: skip
                 event = ""
         except ValueError as error:
             raise CaptureError(str(error)) from None

@@ -172,7 +172,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     Attributes:
       network: which runs.
       cameras: at least one.
-      workers: streams computed at once, each on a thread of its own; 0 for as many as cores.
+      workers: streams computed at once, each on a thread of its own; 0 for as many as cores, of
+        several processes one in each.
       whole_frames: a second, over all cameras: what cuts and connections may cost; 0 for no bound.
       lines: where answers go as JSON lines.
       api: HTTP and the live page, None for none.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from skipconv_jax.extras import required
+from skipconv_jax.live.fleet import Fleet
 from skipconv_jax.live.service import QUANTILES, Service
 
 with required():
@@ -37,7 +38,7 @@ def _mean(values: tuple[float, ...]) -> float:
 
 
 class _Figures(Collector):
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service | Fleet) -> None:
         self._service = service
 
     def collect(self) -> Iterator[Any]:
@@ -79,7 +80,7 @@ class _Figures(Collector):
         yield waiting
 
 
-def registry(service: Service) -> CollectorRegistry:
+def registry(service: Service | Fleet) -> CollectorRegistry:
     """The service's figures, and nothing else."""
     made = CollectorRegistry(auto_describe=False)
     made.register(_Figures(service))

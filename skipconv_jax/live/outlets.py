@@ -39,6 +39,22 @@ class OutletStatus:
     reason: str
 
 
+class Sink(Protocol):
+    """Takes answers and says how it is; an `Outlet` is one."""
+
+    def put(self, camera: str, line: bytes) -> None:
+        """Takes an answer; never waits."""
+        ...
+
+    def status(self) -> OutletStatus:
+        """How it is."""
+        ...
+
+    def close(self) -> None:
+        """No more answers."""
+        ...
+
+
 class Outlet:
     """A queue before a writer. Where it is full the oldest answer is lost, and counted.
 

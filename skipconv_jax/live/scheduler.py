@@ -74,6 +74,16 @@ class Scheduler:
         self._times = dict.fromkeys(priorities, 0.0)
         self._clock = 0.0
 
+    def add(self, name: str, priority: float) -> None:
+        """A stream that begins now; it catches up with nothing."""
+        if not priority > 0:
+            raise ValueError(f"`priority` (={priority}, of {name!r}) must be above 0.")
+        self._priorities[name], self._times[name] = priority, self._clock
+
+    def drop(self, name: str) -> None:
+        """A stream that is no more."""
+        del self._priorities[name], self._times[name]
+
     def pick(self, offers: Sequence[Offer], now: float) -> Offer | None:
         """The next to run, or None where all wait for the budget."""
         may_full = not self._budget.wait(now)

@@ -1,15 +1,19 @@
 """From a file of cameras to a running service."""
 
+import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import cv2
 
-from skipconv_jax.live.camera import Camera
-from skipconv_jax.live.config import Config, experiment
+from skipconv_jax.live.config import Config, Network, experiment
 from skipconv_jax.live.engine import Engine, PlanEngine
+from skipconv_jax.live.fleet import Fleet
 from skipconv_jax.live.outlets import LinesFile, Outlet, StandardOutput
-from skipconv_jax.live.service import Service, Watch
+from skipconv_jax.live.service import Service
+from skipconv_jax.live.station import Station, stream
+from skipconv_jax.live.workers import Worker
 
 
 def plan_engine(config: Config, with_gates: Any, fired: bool) -> PlanEngine:
@@ -20,12 +24,17 @@ def plan_engine(config: Config, with_gates: Any, fired: bool) -> PlanEngine:
       with_gates: `(experiment, weights) -> params`.
       fired: make maps of fired blocks.
     """
-    made, weights = experiment(config.network)
+    return network_engine(config.network, with_gates, fired)
+
+
+def network_engine(network: Network, with_gates: Any, fired: bool) -> PlanEngine:
+    """A network, compiled; as for `plan_engine`."""
+    made, weights = experiment(network)
     return PlanEngine(
         made,
         with_gates(made, weights),
-        engine=config.network.engine,
-        min_score=config.network.min_score,
+        engine=network.engine,
+        min_score=network.min_score,
         fired=fired,
     )
 
@@ -62,10 +71,22 @@ def outlets(config: Config) -> list[Outlet]:
 
 def service(config: Config, engine: Engine) -> Service:
     """Cameras, engine and outlets together, not yet started."""
-    streams = []
-    for part in config.cameras:
-        camera = Camera(part.name, part.address, part.connection(), part.inbox(), rate=part.rate)
-        watch = Watch(part.priority, part.ignore, part.zones, part.reset_every, part.cuts)
-        streams.append((camera, watch))
+    streams = [stream(part) for part in config.cameras]
     workers = config.workers or len(os.sched_getaffinity(0))
     return Service(engine, streams, outlets(config), workers, config.whole_frames)
+
+
+def fleet(
+    config: Config, make_engine: Callable[[], Engine], start: Callable[..., Worker], processes: int
+) -> Fleet:
+    """The same over worker processes, not yet started.
+
+    Args:
+      config: the file.
+      make_engine: makes the network, in each worker.
+      start: of a worker: `workers.Local`, or `on_ray.OnRay`.
+      processes: how many.
+    """
+    threads, share = config.workers or 1, config.whole_frames / processes
+    made = functools.partial(start, Station, make_engine, threads, share)
+    return Fleet(config.cameras, made, processes, outlets(config))

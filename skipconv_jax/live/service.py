@@ -22,7 +22,7 @@ from skipconv_jax.live.capture import CaptureError, Shot
 from skipconv_jax.live.changes import Changes, prepare
 from skipconv_jax.live.engine import Answer, Engine, boxes
 from skipconv_jax.live.inbox import joined
-from skipconv_jax.live.outlets import Outlet
+from skipconv_jax.live.outlets import Sink
 from skipconv_jax.live.regions import Ignore, Polygon, Zones
 from skipconv_jax.live.scheduler import Budget, Offer, Scheduler
 
@@ -147,21 +147,20 @@ class Service:
         self,
         engine: Engine,
         streams: Sequence[tuple[Camera, Watch]],
-        outlets: Sequence[Outlet] = (),
+        outlets: Sequence[Sink] = (),
         workers: int = 1,
         whole_frames: float = 0.0,
     ) -> None:
         self._engine, self.outlets = engine, tuple(outlets)
-        self._streams = {camera.name: _Stream(camera, watch) for camera, watch in streams}
-        priorities = {name: stream.watch.priority for name, stream in self._streams.items()}
-        self._scheduler = Scheduler(priorities, workers, Budget(whole_frames))
+        self._streams: dict[str, _Stream] = {}
+        self._scheduler = Scheduler({}, workers, Budget(whole_frames))
         self._lock = threading.Lock()
         self._work_there = threading.Condition(self._lock)  # workers wait for it
         self._over = threading.Condition(self._lock)  # `wait` waits for it
         self._stopping = False
         self._listeners: list[Callable[[Seen], None]] = []
-        for stream in self._streams.values():
-            stream.camera.on_wake(functools.partial(self._woken, stream))
+        for camera, watch in streams:
+            self._take_on(camera, watch)
         self._workers = [
             threading.Thread(target=self._work, name=f"worker {n}", daemon=True)
             for n in range(workers)
@@ -185,12 +184,49 @@ class Service:
 
     def start(self) -> None:
         """Begins."""
-        if any(stream.watch.cuts for stream in self._streams.values()):
-            prepare()
+        prepare()
         for worker in self._workers:
             worker.start()
         for stream in self._streams.values():
             stream.camera.start()
+
+    def add(self, camera: Camera, watch: Watch) -> None:
+        """Takes a camera on while the service runs, and starts it.
+
+        Raises:
+          ValueError: it has one of that name.
+        """
+        with self._lock:
+            if camera.name in self._streams:
+                raise ValueError(f"`camera` (={camera.name!r}) must have a name of its own.")
+            self._take_on(camera, watch)
+        camera.start()
+
+    def _take_on(self, camera: Camera, watch: Watch) -> None:
+        stream = _Stream(camera, watch)
+        self._streams[camera.name] = stream
+        self._scheduler.add(camera.name, watch.priority)
+        camera.on_wake(functools.partial(self._woken, stream))
+
+    def drop(self, name: str) -> None:
+        """Lets a camera and its state go; a frame of it that is under way is answered first.
+
+        Raises:
+          KeyError: no such camera.
+        """
+        stream = self._streams[name]
+        if not stream.camera.stop():
+            _log.warning("camera %s: its thread hangs and is left", name)
+        with self._over:
+            self._over.wait_for(lambda: not stream.busy, 10)
+            del self._streams[name]
+            self._scheduler.drop(name)
+        self._engine.forget(name)
+
+    def over(self) -> list[str]:
+        """Cameras that ended, all their frames answered."""
+        with self._lock:
+            return [n for n, s in self._streams.items() if s.camera.over and not s.busy]
 
     def wait(self, seconds: float | None = None) -> bool:
         """Waits until every camera is over and answered, as files are; False if time was short."""
@@ -345,7 +381,7 @@ class Service:
     def _free(self, stream: _Stream) -> None:
         """It may have its next turn; this worker goes on with whatever is next."""
         stream.busy = False
-        if stream.camera.over:
+        if stream.camera.over:  # it ended, or `drop` stopped it
             self._over.notify_all()
 
     def _publish(self, seen: Seen) -> None:

@@ -234,8 +234,7 @@ class Experiment(abc.ABC):
         def initial() -> tuple[Tree, Tree]:
             weights = self.trained(workdir / DENSE)
             key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
-            params, _ = net.init(weights["model"], self.frame(), key=key)
-            return weights["model"], params["gates"]
+            return weights["model"], net.init_gates(weights["model"], self.frame(), key=key)
 
         return loss_fn, initial
 

@@ -12,6 +12,7 @@ import msgspec
 import orbax.checkpoint as ocp
 
 from skipconv_jax import json_files, whole_files
+from skipconv_jax.training import processes
 from skipconv_jax.training.step import TrainState
 
 Tree = Any
@@ -53,7 +54,9 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
         if keep is not None:
             if newest_whole:
-                self._put_aside()
+                if processes.first():
+                    self._put_aside()
+                processes.together("damaged checkpoints are put aside")
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 create=True,
@@ -204,7 +207,9 @@ class Checkpoints:
             return manager.restore(step, args=args)
 
     def _seal(self) -> None:
-        """Writes the hashes of checkpoints that have become whole."""
+        """Writes the hashes of checkpoints that have become whole; one process, for all."""
+        if not processes.first():
+            return
         for step in sorted(self._unsealed):
             folder = self.directory / str(step)
             if folder.is_dir():

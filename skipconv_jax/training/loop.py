@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 
+from skipconv_jax.training import processes
 from skipconv_jax.training.checkpoints import Checkpoints
 from skipconv_jax.training.metrics import JsonLines, Progress, TensorBoard, Writer, Writers
 from skipconv_jax.training.run_lock import run_lock
@@ -90,8 +91,12 @@ def run(phase: Phase, workdir: Path, seed: int, options: Options) -> TrainState:
       TrainingDiverged: something is not finite; names the step and the culprit.
       ValueError: the folder holds checkpoints and `resume` was not asked for.
       LockedError: another process trains in the folder.
+      ProcessLost: another process of this run is gone.
     """
-    with run_lock(workdir / phase.name):
+    # One of several processes holds the folder for all of them.
+    lock = run_lock(workdir / phase.name) if processes.first() else contextlib.nullcontext()
+    with lock, processes.named_loss(phase.name):
+        processes.together(f"begin {phase.name}")
         return _run(phase, workdir, seed, options)
 
 
@@ -115,6 +120,8 @@ def _run(phase: Phase, workdir: Path, seed: int, options: Options) -> TrainState
 
 
 def _writers(phase: Phase, folder: Path, start: int, options: Options) -> Writers:
+    if not processes.first():
+        return Writers()
     writers: list[Writer] = [
         JsonLines(folder / "metrics.jsonl", start),
         Progress(phase.name, start, phase.steps),
@@ -133,7 +140,8 @@ def _steps(
     checkpoints: Checkpoints,
     writers: Writers,
 ) -> TrainState:
-    train_step, (state, put) = make_step(phase.loss_fn, phase.optimizer), _place(state)
+    state, put, everywhere = _place(state)
+    train_step = make_step(phase.loss_fn, phase.optimizer, everywhere)
     key = jax.random.key(seed)
     failed = _Watch(phase, key)
     since = time.monotonic()
@@ -191,11 +199,14 @@ def _flat(figures: Figures) -> dict[str, float]:
     return {name: float(value) for name, value in jax.device_get(named).items()}
 
 
-def _place(state: TrainState) -> tuple[TrainState, Callable[[Mapping[str, np.ndarray]], Any]]:
-    """The state on every device, and a function that splits a batch's first axis over them.
+def _place(
+    state: TrainState,
+) -> tuple[TrainState, Callable[[Mapping[str, np.ndarray]], Any], jax.sharding.Sharding]:
+    """The state on every device, a function that splits a batch's first axis over them, and where
+    the state is.
 
     Under `jit` a batch sharded over devices is one global batch: gradients and batch statistics
-    are those of the whole batch.
+    are those of the whole batch. Each process puts the part that it prepared.
     """
     devices = jax.devices()
     mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -203,13 +214,17 @@ def _place(state: TrainState) -> tuple[TrainState, Callable[[Mapping[str, np.nda
 
     def put(batch: Mapping[str, np.ndarray]) -> Any:
         size = len(next(iter(batch.values())))
-        if size % len(devices):
+        if size % jax.local_device_count():
             raise ValueError(
-                f"`batch` (={size} clips) must be divisible by the {len(devices)} devices; change "
-                "the phase's `batch`."
+                f"`batch` (={size * jax.process_count()} clips) must be divisible by the "
+                f"{len(devices)} devices; change the phase's `batch`."
             )
-        return jax.device_put(dict(batch), spread)
+        if jax.process_count() == 1:
+            return jax.device_put(dict(batch), spread)
+        return {
+            key: jax.make_array_from_process_local_data(spread, value)
+            for key, value in batch.items()
+        }
 
-    return jax.device_put(
-        state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    ), put
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.device_put(state, everywhere), put, everywhere

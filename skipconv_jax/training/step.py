@@ -184,11 +184,12 @@ def gated_loss(net: Any, table: Any, task: Task, beta: float, remat: bool = Fals
     return loss_fn
 
 
-def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Any:
+def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, where: Any = None) -> Any:
     """Jitted `(state, batch, key) -> (state, figures)`; donates the state.
 
     `key` is the run's key: each step folds its own number in, so that a resumed run draws what the
-    uninterrupted one would have drawn.
+    uninterrupted one would have drawn. `where` is the sharding of what comes out, so that every
+    process of several has all of it; None leaves that to JAX.
     """
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Figures]:
@@ -206,7 +207,7 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Any:
         figures = figures._replace(extra={**figures.extra, "grad_norm": norm})
         return TrainState(chosen[0], chosen[1], chosen[2], chosen[3], healthy), figures
 
-    return jax.jit(for_this_backend(step), donate_argnums=0)
+    return jax.jit(for_this_backend(step), donate_argnums=0, out_shardings=where)
 
 
 def _all_finite(tree: Tree) -> jax.Array:

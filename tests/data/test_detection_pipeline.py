@@ -157,7 +157,7 @@ def test_processes_share_out_the_samples_of_one(videos):
     for i in (0, 1):
         share = next(train(videos, batch=2, process=(i, 2)))
         for key, value in alone.items():
-            np.testing.assert_array_equal(value[i::2], share[key], err_msg=key)
+            np.testing.assert_array_equal(value[2 * i : 2 * i + 2], share[key], err_msg=key)
 
 
 def test_evaluation_shows_every_frame_once_on_every_number_of_processes(videos):

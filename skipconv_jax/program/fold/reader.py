@@ -47,15 +47,28 @@ def evaluate(eqn: Any, values: list[Any]) -> list[Any]:
     return [Known(np.asarray(a), origin) for a in arrays]
 
 
-_PLAIN = {"mul": np.multiply, "sub": np.subtract, "add": np.add}
+_PLAIN: Mapping[str, Callable[..., np.ndarray]] = {
+    "mul": np.multiply,
+    "sub": np.subtract,
+    "add": np.add,
+    "div": np.divide,
+    "max": np.maximum,
+    "min": np.minimum,
+    "neg": np.negative,
+    "rsqrt": lambda a: np.float32(1) / np.sqrt(a),
+}
+"""XLA's `div` and `rsqrt` may be an ulp off; these are rounded correctly."""
 
 
 def _in_numpy(eqn: Any, arrays: list[np.ndarray]) -> np.ndarray | None:
-    """What NumPy computes to the same bits, without compiling anything for a new shape."""
+    """What NumPy computes, without compiling anything for a new shape."""
     name, out = eqn.primitive.name, eqn.outvars[0].aval
-    same = all(a.dtype == out.dtype and a.dtype in (np.float32, np.int32) for a in arrays)
+    kinds = (np.float32,) if name in ("div", "rsqrt") else (np.float32, np.int32)
+    same = all(a.dtype == out.dtype and a.dtype in kinds for a in arrays)
     if name in _PLAIN and same:
-        return np.asarray(_PLAIN[name](*arrays))
+        # Infinities and NaN are values here as they are in XLA.
+        with np.errstate(all="ignore"):
+            return np.asarray(_PLAIN[name](*arrays))
     if name == "reshape" and len(arrays) == 1:
         return arrays[0].reshape(out.shape)
     whole = len(arrays) == 1 and arrays[0].dtype in (np.int8, np.uint8, np.int32)
@@ -174,13 +187,15 @@ class Reader(Tensors):
         found = {}
         for base in sorted(common)[-12:]:
             operands = [
-                jnp.full(elementwise.POINTS.shape, v.array.flat[0], v.array.dtype)
+                np.full(elementwise.POINTS.shape, v.array.flat[0], v.array.dtype)
                 if isinstance(v, Known)
-                else jnp.asarray(tables[v.ref][base])
+                else tables[v.ref][base]
                 for v in values
             ]
-            with np.errstate(all="ignore"):
-                found[base] = np.asarray(bind(eqn, operands)[0])
+            simple = _in_numpy(eqn, operands)
+            if simple is None:
+                simple = np.asarray(bind(eqn, [jnp.asarray(a) for a in operands])[0])
+            found[base] = simple
         if found:
             self.samples[out] = found
 

@@ -18,6 +18,7 @@ from skipconv_jax.tasks.classification.losses import ClassificationTask
 from skipconv_jax.tasks.classification.metrics import Top1
 from skipconv_jax.tasks.classification.view import ActionView
 from skipconv_jax.tasks.registry import make_model
+from skipconv_jax.training import processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +54,13 @@ class ActionExperiment(Experiment):
         return actions.make_train_iterator(
             clips,
             self.names(),
-            batch=recipe.batch,
+            batch=processes.part(recipe.batch),
             segments=recipe.clip_length,
             size=self.size,
             short_side=data.short_side,
             seed=seed,
             cache=data.cache,
+            process=processes.here(),
         )
 
     def tests(self) -> dict[str, int]:

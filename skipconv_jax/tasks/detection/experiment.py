@@ -29,6 +29,7 @@ from skipconv_jax.tasks.detection.predictions import Predictions
 from skipconv_jax.tasks.detection.scorer import DetectionScorer
 from skipconv_jax.tasks.detection.view import BoxView
 from skipconv_jax.tasks.registry import make_model
+from skipconv_jax.training import processes
 from skipconv_jax.training.loop import Phase
 from skipconv_jax.training.optimizer import optimizer
 from skipconv_jax.training.step import create_state
@@ -87,13 +88,14 @@ class DetectionExperiment(Experiment):
         settings = self.config.data.augmentation
         return pipeline.make_train_iterator(
             clips,
-            batch=recipe.batch,
+            batch=processes.part(recipe.batch),
             length=recipe.clip_length,
             size=self.size,
             seed=seed,
             augmentation=DetectionAugmentation(**(settings or {})),
             labels=self._labels(),
             normalized=False,
+            process=processes.here(),
         )
 
     def test_batches(self, clips: VideoSource, length: int) -> Iterator[Batch]:

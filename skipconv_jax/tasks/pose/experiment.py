@@ -19,6 +19,7 @@ from skipconv_jax.tasks.pose.losses import PoseTask
 from skipconv_jax.tasks.pose.metrics import GROUPS, Pck
 from skipconv_jax.tasks.pose.view import PoseView
 from skipconv_jax.tasks.registry import make_model
+from skipconv_jax.training import processes
 
 # In `answers`, a joint agrees that lies within this share of the frame's longer side, which is
 # PCK@.2 of a box of this share of it.
@@ -77,7 +78,7 @@ class PoseExperiment(Experiment):
         data = self.config.data
         return pipeline.make_train_iterator(
             self._long_enough(clips, recipe),
-            batch=recipe.batch,
+            batch=processes.part(recipe.batch),
             length=recipe.clip_length,
             size=self.size,
             seed=seed,
@@ -85,6 +86,7 @@ class PoseExperiment(Experiment):
             margin=data.margin,
             normalized=False,
             cache=data.cache,
+            process=processes.here(),
         )
 
     def _augmentation(self) -> PoseAugmentation | None:

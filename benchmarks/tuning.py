@@ -196,7 +196,7 @@ def draw(found: list[Row], args: argparse.Namespace) -> None:
             if r.clip == clip and r.share > 0:
                 lines.setdefault(r.how, []).append((100 * r.share, 100 * (1 - r.ap)))
         path = args.out / f"tuning_{args.name}_{index}.png"
-        sweep_chart(lines, None, path, f"{args.name}, {clip}: AP lost against dense")
+        sweep_chart(lines, None, path, f"{args.name}, {clip}", "AP points lost")
 
 
 def main() -> None:

@@ -296,10 +296,13 @@ def picture(gate_plan: GatePlan, path: Path) -> None:
     sweep = gate_plan.note("sweep")
     if sweep is None:
         raise ValueError("`gate plan` must be made with --method measured to have a sweep.")
+    budget, seen = gate_plan.note("budget"), gate_plan.note("held_out")
+    drop = budget["kind"] != "error"
     lines = {
-        name: [(100 * row["share"], row["drop"]) for row in rows] for name, rows in sweep.items()
+        name: [(100 * row["share"], row["drop" if drop else "loss"]) for row in rows]
+        for name, rows in sweep.items()
     }
-    seen = gate_plan.note("held_out")
-    chosen = (100 * seen["macs"] / gate_plan.note("dense_macs"), seen["drop"])
-    budget = gate_plan.note("budget")
-    sweep_chart(lines, chosen, path, f"budget {budget['kind']} <= {budget['limit']:.4g}")
+    lost = seen["drop" if drop else "error"]
+    chosen = (100 * seen["macs"] / gate_plan.note("dense_macs"), lost)
+    title = f"held-out frames; budget {budget['kind']} <= {budget['limit']:.4g}"
+    sweep_chart(lines, chosen, path, title, "drop" if drop else "disagreement")

@@ -27,7 +27,8 @@ from skipconv_jax.tuning.gate_plan import GatePlan
 from skipconv_jax.tuning.sensitivity import Sensitivity, measure_sensitivity
 
 Score = Callable[[Any, Any], float]
-KINDS = ("macs", "drop", "ms")
+KINDS = ("macs", "drop", "error", "ms")
+_FALLING = ("drop", "error")  # with the price of damage
 
 # Where nearly everything fires a gate saves nothing and still costs its state.
 _DENSE_ABOVE = 0.95
@@ -41,7 +42,8 @@ class Budget:
 
     Attributes:
       kind: 'macs' (multiply-accumulates per frame after the reference frame), 'drop' (of the
-        score, see `calibrate`) or 'ms' (milliseconds per frame).
+        score, see `calibrate`), 'error' (of the outputs: `Measured.error`) or 'ms' (milliseconds
+        per frame).
       limit: the most of it.
     """
 
@@ -56,7 +58,8 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str, dense_macs: float) -> "Budget":
-        """`macs=0.02` (GMAC), `macs=30%` (of the dense network), `drop=0.01` or `ms=12`.
+        """`macs=0.02` (GMAC), `macs=30%` (of the dense network), `drop=0.01`, `error=0.03` or
+        `ms=12`.
 
         Raises:
           ValueError: none of these.
@@ -69,7 +72,8 @@ class Budget:
             limit = math.nan
         if kind not in KINDS or math.isnan(limit) or (share and kind != "macs"):
             raise ValueError(
-                f"`budget` (={text!r}) must be macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME."
+                f"`budget` (={text!r}) must be macs=GMAC, macs=SHARE%, drop=SCORE, "
+                "error=SHARE or ms=TIME."
             )
         if kind == "macs":
             limit *= dense_macs / 100 if share else macs.GIGA
@@ -82,7 +86,7 @@ class Measured(NamedTuple):
     Attributes:
       macs: per frame and stream, the reference frame left out.
       drop: of the score.
-      error: ||y~ - y|| / ||y|| over the clip.
+      error: ||y~ - y|| / ||y|| over the clip; of `calibrate_measured` what its loss says.
       ms: per frame, NaN where it was not timed.
     """
 
@@ -234,7 +238,7 @@ def bisect(
         price = math.sqrt(low * high)
         tried.append((price, run(price)))
         ok = tried[-1][1].meets(budget)
-        if ok == (budget.kind == "drop"):
+        if ok == (budget.kind in _FALLING):
             high = price
         else:
             low = price
@@ -246,7 +250,7 @@ def bisect(
             f"nearest gate plan has {getattr(nearest, budget.kind):.6g}. Give more, allow smaller "
             "blocks, or take a clip with less change."
         )
-    pick = min if budget.kind == "drop" else max
+    pick = min if budget.kind in _FALLING else max
     return pick(price for price, _ in kept), tried
 
 

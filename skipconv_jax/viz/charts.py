@@ -137,6 +137,7 @@ def sweep_chart(
     chosen: tuple[float, float] | None,
     path: Path,
     title: str,
+    lost: str = "drop",
 ) -> None:
     """What is lost over what is spent: a line per way to set thresholds, and the chosen point.
 
@@ -145,6 +146,7 @@ def sweep_chart(
       chosen: one such pair; None for none.
       path: of the PNG.
       title: above it.
+      lost: what the drop is of.
     """
     figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     for colour, (name, points) in zip(_COLOURS, lines.items(), strict=False):
@@ -152,7 +154,7 @@ def sweep_chart(
         axis.plot(xs, ys, ".-", color=colour, label=name)
     if chosen is not None:
         axis.plot(*chosen, "*", color="black", markersize=14, label="chosen", zorder=3)
-    axis.set(xlabel="multiply-accumulates, % of dense", ylabel="drop", title=title, xscale="log")
+    axis.set(xlabel="multiply-accumulates, % of dense", ylabel=lost, title=title, xscale="log")
     shown = (1, 2, 3, 5, 10, 20, 30, 50, 100)
     axis.set_xticks(shown, [str(tick) for tick in shown])
     axis.minorticks_off()

@@ -217,6 +217,7 @@ def test_beats_the_best_shared_threshold(variables, gate):
         ("macs=0.5", "macs", 5e8),
         ("macs=25%", "macs", 2.5e8),
         ("drop=0.01", "drop", 0.01),
+        ("error=0.03", "error", 0.03),
         ("ms=12", "ms", 12),
     ],
 )

@@ -1,10 +1,11 @@
 """Finds gates for a trained network: `skipconv calibrate --config FILE --budget B`.
 
-B is macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME, per frame after the reference frame. `--clip` is
-a video, a folder of images or a data set like the config's, which is the default. Of a video the
-second half is held out, of a data set the test clips; exit code 3 if held-out frames do not keep
-the budget. Writes the gate plan and, of `--method measured`, a picture of the drop over cost. Run
-it with `--config.skip.gate_plan=FILE` (`--gate_plan FILE` beside `--onnx`) in eval and stream, or
+B is macs=GMAC, macs=SHARE%, drop=SCORE, error=SHARE (of what counts in the outputs) or ms=TIME, per
+frame after the reference frame. `--clip` is a video, a folder of images or a data set like the
+config's, which is the default. Of a video the second half is held out, of a data set the test
+clips; exit code 3 if held-out frames do not keep the budget. Writes the gate plan and, of
+`--method measured`, a picture of the loss over the cost. Run it with
+`--config.skip.gate_plan=FILE` (`--gate_plan FILE` beside `--onnx`) in eval and stream, or
 `skip(fn, GatePlan.load(FILE))`.
 """
 
@@ -23,7 +24,9 @@ USAGE = "(--config FILE | --onnx FILE) --budget macs=30% [--clip VIDEO]"
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(brought)
 flags.adopt_module_key_flags(running)
-_BUDGET = flags.DEFINE_string("budget", None, "macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME")
+_BUDGET = flags.DEFINE_string(
+    "budget", None, "macs=GMAC, macs=SHARE%, drop=SCORE, error=SHARE or ms=TIME"
+)
 _CLIP = flags.DEFINE_string("clip", None, "video, images or data set; default the config's data")
 _NORM = flags.DEFINE_enum("norm", "input_norm", sorted(GATES), "gate whose thresholds are sought")
 _BLOCKS = flags.DEFINE_list("blocks", ["4", "8"], "block sizes to choose from, per layer")
@@ -47,7 +50,9 @@ def main(argv: Sequence[str]) -> int:
     """Calibrates, prints, writes and returns the exit code."""
     common.no_arguments(argv)
     if _BUDGET.value is None:
-        raise ValueError("`budget` (=None) must be macs=GMAC, macs=SHARE%, drop=SCORE or ms=TIME.")
+        raise ValueError(
+            "`budget` (=None) must be macs=GMAC, macs=SHARE%, drop=SCORE, error=SHARE or ms=TIME."
+        )
     if running.PRECISION.value is not None:
         raise ValueError(
             f"`precision` (={running.PRECISION.value!r}) must be left out: thresholds are found in "

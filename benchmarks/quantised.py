@@ -1,17 +1,18 @@
 """A trained detector in int8: how its detections agree with those in float32.
 
-    python -m benchmarks.quantised NET.onnx --preset yolox --video VIDEO [--file int8.onnx]
+    python -m benchmarks.quantised NET.onnx --preset yolox --video VIDEO [--files int8.onnx]
 
 Calibrated on frames spread over the video, compared on others between them. By onnxruntime's
-quantiser (written to --file) and by `skipconv_jax.quantize`; both are evaluated in integers, dense.
-Needs onnxruntime.
+quantiser, as QDQ files of others say (--files), and by `skipconv_jax.quantize`; all are evaluated
+in integers, dense. Needs onnxruntime.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -37,7 +38,7 @@ def spread(experiment: GivenExperiment, video: str, every: int, start: int) -> n
     return np.stack(found)
 
 
-def write_qdq(source: pathlib.Path, target: pathlib.Path, clip: np.ndarray) -> None:
+def write_qdq(source: pathlib.Path, target: pathlib.Path, clip: Sequence[Any]) -> None:
     """The file quantised by onnxruntime: weights int8 per channel, activations uint8, min-max."""
     import onnx as onnx_package
     from onnx import version_converter
@@ -47,7 +48,7 @@ def write_qdq(source: pathlib.Path, target: pathlib.Path, clip: np.ndarray) -> N
 
     class Reader(CalibrationDataReader):
         def __init__(self, name: str) -> None:
-            self._left: Iterator[Any] = iter({name: x} for x in clip)
+            self._left: Iterator[Any] = iter({name: np.asarray(x)} for x in clip)
 
         def get_next(self) -> Any:
             return next(self._left, None)
@@ -79,10 +80,27 @@ def dense_plan(fn: Any, variables: Any, x: Any) -> Any:
     return jax.jit(lambda x: plan.apply({}, x)[0])
 
 
-def agreement(
-    experiment: GivenExperiment, wanted: list[Any], got: list[Any]
-) -> tuple[float, float, int, float]:
-    """AP and AP@.5 against float32, boxes to be found, and the mean error of outputs."""
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """Detections against those in float32, in percent.
+
+    Attributes:
+      ap: mean over classes, which one borderline box of a rare class moves by points.
+      per_box: mean over classes weighed by their boxes.
+      ap50: `ap` at IoU .5.
+      boxes: to be found.
+      error: mean error of outputs.
+    """
+
+    ap: float
+    per_box: float
+    ap50: float
+    boxes: int
+    error: float
+
+
+def agreement(experiment: GivenExperiment, wanted: list[Any], got: list[Any]) -> Agreement:
+    """How detections of outputs agree with those of others, taken for the truth."""
     read = jax.jit(experiment.read)
     stacked = [
         jax.tree.map(lambda *a: np.stack(a), *[jax.device_get(read(y)) for y in outputs])
@@ -93,7 +111,12 @@ def agreement(
     scores = scorer.result()
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
     error = float(np.mean([np.abs(a - b).mean() for a, b in pairs]))
-    return scores["ap"], scores["ap50"], int((labels["labels"] >= 0).sum()), error
+    found = labels["labels"][labels["labels"] >= 0]
+    by_class = np.array([v for name, v in scores.items() if name.startswith("ap/")])
+    per_box = np.average(by_class[found]) if by_class.size else scores["ap"]
+    return Agreement(
+        100 * scores["ap"], 100 * float(per_box), 100 * scores["ap50"], found.size, error
+    )
 
 
 def run(args: argparse.Namespace) -> str:
@@ -110,23 +133,28 @@ def run(args: argparse.Namespace) -> str:
         began = time.perf_counter()
         play = dense_plan(fn, variables, frames[0])
         got = [jax.device_get(play(x)) for x in frames]
-        ap, ap50, objects, error = agreement(experiment, wanted, got)
-        rows.append([name, f"{100 * ap:.2f}", f"{100 * ap50:.2f}", str(objects), f"{error:.5f}"])
+        of = agreement(experiment, wanted, got)
+        shares = [f"{share:.2f}" for share in (of.ap, of.per_box, of.ap50)]
+        rows.append([name, *shares, str(of.boxes), f"{of.error:.5f}"])
         print(*rows[-1], f"({time.perf_counter() - began:.0f} s)", flush=True)
 
+    for path in args.files:
+        add(path.name, *onnx.load(path))
     with tempfile.TemporaryDirectory() as folder:
-        path = args.file or pathlib.Path(folder) / "int8.onnx"
-        write_qdq(args.network, path, clip)
-        add("onnxruntime, per channel, min-max", *onnx.load(path))
+        if args.onnxruntime:
+            path = pathlib.Path(folder) / "int8.onnx"
+            write_qdq(args.network, path, list(clip))
+            add("onnxruntime, per channel, min-max", *onnx.load(path))
+    named: list[int | list[str]] = [args.left] if args.left else []
     for ranges in args.ranges:
-        for keep in args.keep:
+        for keep in [*args.keep, *named]:
             found = quantize(network.fn, network.variables, clip, ranges=ranges, keep=keep)
-            add(f"quantize, {ranges}, {keep} left in float", *found)
+            add(f"quantize, {ranges}, {len(found[1].kept)} left in float", *found)
             if found[1].kept:
                 print("left in float:", *found[1].kept)
     count = len(find_sites(network.fn, network.variables, frames[0]))
     title = f"{args.network.name}, {count} convolutions, {len(clip)} frames to calibrate, "
-    head = ["int8 by", "AP against float32", "AP@.5", "boxes", "mean error of outputs"]
+    head = ["int8 by", "AP against float32", "per box", "AP@.5", "boxes", "mean error of outputs"]
     return f"{title}{len(frames)} compared\n\n" + markdown(head, rows)
 
 
@@ -139,7 +167,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=16, help="compare every so many frames")
     parser.add_argument("--ranges", nargs="*", default=["min_max", "percentile", "mean_square"])
     parser.add_argument("--keep", nargs="*", type=int, default=[0], help="left in float")
-    parser.add_argument("--file", type=pathlib.Path, help="where the QDQ file is written")
+    parser.add_argument("--left", nargs="*", help="a row with these left in float, by name")
+    parser.add_argument("--no-onnxruntime", dest="onnxruntime", action="store_false")
+    parser.add_argument("--files", nargs="*", type=pathlib.Path, default=[], help="QDQ files, too")
     print(run(parser.parse_args(argv)))
 
 

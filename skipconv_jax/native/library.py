@@ -112,10 +112,11 @@ def status() -> str:
     lib, why = _library()
     if lib is None:
         return f"skipconv_jax: plain XLA ({why})"
-    sets = "" if isa() == "neon" else "SKIPCONV_JAX_ISA=avx512|avx2|portable, "
+    names = "|".join((*(name for name in _ISA if name != "neon"), *_VNNI))
+    sets = "" if isa() == "neon" else f"SKIPCONV_JAX_ISA={names}, "
     return (
-        f"skipconv_jax: native engine, {isa()}, {num_threads()} threads (SKIPCONV_JAX_NATIVE=0 for "
-        f"plain XLA, {sets}SKIPCONV_JAX_NUM_THREADS=n)"
+        f"skipconv_jax: native engine, {isa()} (int8: {int8_isa()}), {num_threads()} threads "
+        f"(SKIPCONV_JAX_NATIVE=0 for plain XLA, {sets}SKIPCONV_JAX_NUM_THREADS=n)"
     )
 
 

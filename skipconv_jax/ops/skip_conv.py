@@ -103,10 +103,12 @@ def skip_conv(
 ) -> "tuple[Float[Array, 'B *out_spatial Co'], SkipState]":
     r"""Convolves a frame only where it changed.
 
-    z~_t = z~_{t-1} + g(r_t) * (w conv r_t), r_t = x_t - x_{t-1}; a fresh stream computes
-    z~_1 = w conv x_1 + bias. (Habibian et al., CVPR 2021, Eq. 3, with the default policy.) The bias
-    belongs to the reference frame alone. Pure: fit for `jit`, `scan`, `vmap` and `grad`, state
-    donatable.
+        r_t  = x_t - x_{t-1}
+        z~_t = z~_{t-1} + g(r_t) * (w conv r_t)
+        z~_1 = w conv x_1 + bias                     in a fresh stream
+
+    (Habibian et al., CVPR 2021, Eq. 3, with the default policy.) The bias belongs to the reference
+    frame alone. Pure: fit for `jit`, `scan`, `vmap` and `grad`, state donatable.
 
     Args:
       params: `kernel` `(*window, Ci / groups, Co)`, optional `bias` `(Co,)`, optional `gate` (the

@@ -19,23 +19,15 @@ _SAMPLE = 2**14
 
 
 class Observed:
-    """Samples of rounded tensors, and each convolution's mean input by channel.
-
-    Attributes:
-      means: `(Ci,)` by the convolution's name.
-    """
+    """Samples of rounded tensors."""
 
     def __init__(self, graph: g.Graph, placement: Placement, frames: Sequence[Any]) -> None:
         self._placement, self._inputs = placement, set(graph.inputs)
         self._samples: dict[g.Ref, list[np.ndarray]] = {}
-        self.means: dict[str, np.ndarray] = {}
         look = jax.jit(lambda x: _looked_at(graph, placement, x))
         for frame in frames:
-            samples, means = jax.device_get(look(frame))
-            for ref, sample in samples.items():
+            for ref, sample in jax.device_get(look(frame)).items():
                 self._samples.setdefault(ref, []).append(sample)
-            for name, mean in means.items():
-                self.means[name] = self.means.get(name, 0) + mean / len(frames)
 
     def grids(self, ranges: str) -> dict[g.Ref, Grid]:
         """Of every rounded tensor; those that share a group share a grid."""
@@ -50,13 +42,11 @@ class Observed:
         return found
 
 
-def _looked_at(graph: g.Graph, placement: Placement, x: Any) -> tuple[dict[g.Ref, Any], Any]:
-    """Samples of rounded tensors, extremes among them, and means of convolutions' inputs."""
+def _looked_at(graph: g.Graph, placement: Placement, x: Any) -> dict[g.Ref, Any]:
+    """Samples of rounded tensors, extremes among them."""
     samples: dict[g.Ref, jax.Array] = {}
-    means: dict[str, jax.Array] = {}
 
     def convolve(node: g.ConvNode, inputs: list[jax.Array]) -> jax.Array:
-        means[node.name] = inputs[0].mean(axis=tuple(range(inputs[0].ndim - 1)))
         return execute_node(node, inputs, graph.avals[node.output].shape)[0]
 
     def seen(ref: g.Ref, value: jax.Array) -> jax.Array:
@@ -69,4 +59,4 @@ def _looked_at(graph: g.Graph, placement: Placement, x: Any) -> tuple[dict[g.Ref
         return value
 
     evaluate(graph, x, convolve, seen)
-    return samples, means
+    return samples

@@ -19,11 +19,13 @@ class Placement:
       convs: names of the convolutions that are quantised.
       rounded: tensors that are rounded to a grid where they are made.
       groups: per tensor the tensor whose grid it has: what only moves numbers keeps their grid.
+      ends: names of the convolutions whose results lead to no quantised one.
     """
 
     convs: frozenset[str]
     rounded: frozenset[g.Ref]
     groups: Mapping[g.Ref, g.Ref]
+    ends: frozenset[str]
 
 
 def place(graph: g.Graph, kept: Collection[str]) -> Placement:
@@ -46,7 +48,8 @@ def place(graph: g.Graph, kept: Collection[str]) -> Placement:
     groups = _groups(graph, wanted)
     makers = {n.output: n for n in graph.nodes}
     rounded = {r for r in wanted if _is_rounded(r, makers.get(r), readers[r])}
-    return Placement(convs, frozenset(rounded), groups)
+    ends = {c.name for c in quantisable(graph) if c.output not in wanted}
+    return Placement(convs, frozenset(rounded), groups, frozenset(ends))
 
 
 def unmerged(graph: g.Graph) -> g.Graph:

@@ -9,11 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipconv_jax.program import fold as g
+from skipconv_jax.quantising.correction import corrections
 from skipconv_jax.quantising.function import QuantisedFunction, Tree, levels, put
 from skipconv_jax.quantising.observed import Observed
 from skipconv_jax.quantising.placement import Placement, place, quantisable, unmerged
 from skipconv_jax.quantising.ranges import RANGES
-from skipconv_jax.quantising.sensitivity import sensitivity
+from skipconv_jax.quantising.sensitivity import most_sensitive, sensitivity
+
+# Frames on which convolutions are rounded one by one.
+_LOOKED_AT = 6
 
 
 def quantize(
@@ -36,10 +40,10 @@ def quantize(
       clip: frames `(T, B, ...)`, as a plan takes them one by one; 8 to 32 that differ are enough.
       ranges: of activations: 'min_max', 'percentile' (.01 % cut at either end), or 'mean_square'
         (the clipping of least error). Frames themselves are never clipped.
-      bias_correction: takes the mean error that rounded weights make off the bias, by each input
-        channel's mean over the clip.
-      keep: names of convolutions to leave in float, or how many: those whose rounding alone
-        changes the outputs most.
+      bias_correction: takes the mean error that rounding makes, of weights and of inputs, off each
+        bias, from the first convolution to the last.
+      keep: names of convolutions to leave in float, or how many at most: those whose rounding alone
+        changes the last convolutions' results most. Readers of one tensor stay in float together.
 
     Returns:
       `(variables, fn)` as `onnx.load` gives them: by the same names, kernels int8.
@@ -58,49 +62,41 @@ def quantize(
     if unknown := sorted(set(named) - set(names)):
         raise ValueError(f"`keep` names {unknown}; the network's convolutions are {names}.")
     placement = place(graph, named)
-    seen = Observed(graph, placement, frames)
-    grids = seen.grids(ranges)
+    grids = Observed(graph, placement, frames).grids(ranges)
     errors: dict[str, float] = {}
     if isinstance(keep, int) and keep > 0:
-        errors = sensitivity(graph, placement, grids, frames[:2])
-        named = sorted(errors, key=lambda n: -errors[n])[:keep]
+        groups, errors = sensitivity(graph, placement, grids, _some(frames))
+        named = most_sensitive(groups, errors, keep)
         placement = place(graph, named)
-    means = seen.means if bias_correction else {}
-    arrays = _variables(graph, placement, means)
+    added = corrections(graph, placement, grids, frames) if bias_correction else {}
+    arrays = _variables(graph, placement, added)
     rounded_only = {r: grids[r] for r in placement.rounded}
     quantised = tuple(n for n in names if n in placement.convs)
     made = QuantisedFunction(_bare(graph), rounded_only, quantised, tuple(sorted(named)), errors)
     return arrays, made
 
 
-def _variables(graph: g.Graph, placement: Placement, means: dict[str, np.ndarray]) -> Tree:
+def _some(frames: Sequence[Any]) -> Sequence[Any]:
+    """A few of them, spread over the clip."""
+    return frames[:: -(-len(frames) // _LOOKED_AT)]
+
+
+def _variables(graph: g.Graph, placement: Placement, added: dict[str, np.ndarray]) -> Tree:
     tree: Tree = {}
     for node in graph.nodes:
         if not isinstance(node, g.ConvNode):
             continue
         bias = None if node.bias is None else np.asarray(node.bias, np.float32)
-        if node.name not in placement.convs:
-            found = {"kernel": node.kernel}
-        else:
+        if node.name in added:
+            bias = added[node.name] if bias is None else bias + added[node.name]
+        found = {"kernel": node.kernel}
+        if node.name in placement.convs:
             kernel, scale = levels(node.kernel)
             found = {"kernel": kernel, "scale": scale}
-            if node.name in means:
-                start = 0 if bias is None else bias
-                bias = start - _mean_error(node, kernel * scale - node.kernel, means[node.name])
         if bias is not None:
             found["bias"] = bias.astype(np.float32)
         put(tree, node.name, jax.tree.map(jnp.asarray, found))
     return tree
-
-
-def _mean_error(node: g.ConvNode, error: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """What an error of the kernel adds to each output channel on the mean, borders left out."""
-    conv = node.conv
-    taps = error.sum(axis=tuple(range(error.ndim - 2)))  # (Ci / groups, Co)
-    per_group = means.reshape(conv.groups, -1)  # (groups, Ci / groups)
-    outputs = taps.reshape(taps.shape[0], conv.groups, -1)
-    made: np.ndarray = np.einsum("gi,igo->go", per_group, outputs).reshape(-1)
-    return made
 
 
 def _bare(graph: g.Graph) -> g.Graph:

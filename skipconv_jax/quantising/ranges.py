@@ -21,11 +21,16 @@ def percentile(values: np.ndarray) -> tuple[float, float]:
 
 
 def mean_square(values: np.ndarray) -> tuple[float, float]:
-    """The range of the least mean square error of rounding and saturating, ends shrunk alike."""
+    """The range of the least mean square error of rounding and saturating.
+
+    Either end is shrunk for itself: what makes the long end cheap to cut (few large numbers) says
+    nothing of the other (the dip of a smooth activation, where most numbers are).
+    """
     low, high = min_max(values)
-    errors = [_error(values, grid_of(low * s, high * s)) for s in _SHRINKS]
-    best = _SHRINKS[int(np.argmin(errors))]
-    return low * best, high * best
+    for ends in ((1, 1), (1, 0), (0, 1)):
+        shrunk = [(low * (s if ends[0] else 1), high * (s if ends[1] else 1)) for s in _SHRINKS]
+        low, high = min(shrunk, key=lambda ends: _error(values, grid_of(*ends)))
+    return low, high
 
 
 RANGES: dict[str, Callable[[np.ndarray], tuple[float, float]]] = {

@@ -1,4 +1,4 @@
-"""Which convolutions lose most by being rounded: each alone, the rest in float32."""
+"""Which convolutions lose most by being rounded, those that read one tensor together."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,53 +15,96 @@ from skipconv_jax.program.fold.execute import execute_node
 from skipconv_jax.quantising.function import evaluate, levels
 from skipconv_jax.quantising.placement import Placement
 
+Groups = list[list[str]]
+"""Names of convolutions, those that read one tensor together."""
+
 
 def sensitivity(
     graph: g.Graph, placement: Placement, grids: Mapping[g.Ref, Grid], frames: Sequence[Any]
-) -> dict[str, float]:
-    """Relative error of the outputs where one convolution's kernel and input alone are rounded."""
+) -> tuple[Groups, dict[str, float]]:
+    """Who reads one tensor, and by name the error of the ends where these alone are rounded.
+
+    The ends are the results of the last convolutions, each error in parts of the end's spread:
+    there boxes are not yet pixels, and what is not seen does not outweigh what is. A tensor is
+    float only where all that read it are, so that readers are rounded together.
+    """
+    sources = _Sources(graph, placement, grids)
     convs = [n for n in graph.nodes if isinstance(n, g.ConvNode) and n.name in placement.convs]
-    makers = {n.output: n for n in graph.nodes}
+    readers: dict[g.Ref, list[str]] = {}
+    for node in convs:
+        readers.setdefault(sources.of(node), []).append(node.name)
+    order = {name: i for i, names in enumerate(readers.values()) for name in names}
 
-    def source(ref: g.Ref) -> g.Ref:
-        while ref not in grids and ref in makers and len(makers[ref].inputs) == 1:
-            ref = makers[ref].inputs[0]
-        return ref
+    def run(x: Any, on: jax.Array) -> list[jax.Array]:
+        ends = []
 
-    def run(x: Any, on: jax.Array) -> Any:
         def convolve(node: g.ConvNode, inputs: list[jax.Array]) -> jax.Array:
-            if node.name not in order:
-                return execute_node(node, inputs, graph.avals[node.output].shape)[0]
-            flag = on[order[node.name]]
-            q, scale = levels(node.kernel)
-            swapped: dict[str, Any] = {"kernel": jnp.where(flag, q * scale, node.kernel)}
-            grid = grids.get(source(node.inputs[0]))
-            seen = (
-                inputs[0] if grid is None else jnp.where(flag, rounded(inputs[0], grid), inputs[0])
-            )
-            changed = dataclasses.replace(node, **swapped)
-            return execute_node(changed, [seen, *inputs[1:]], graph.avals[node.output].shape)[0]
+            changed, seen = node, inputs[0]
+            if node.name in order:
+                flag = on[order[node.name]]
+                q, scale = levels(node.kernel)
+                swapped: dict[str, Any] = {"kernel": jnp.where(flag, q * scale, node.kernel)}
+                changed = dataclasses.replace(node, **swapped)
+                grid = sources.grids.get(sources.of(node))
+                seen = seen if grid is None else jnp.where(flag, rounded(seen, grid), seen)
+            shape = graph.avals[node.output].shape
+            y = execute_node(changed, [seen, *inputs[1:]], shape)[0]
+            if node.name in placement.ends:
+                ends.append(y)
+            return y
 
-        return jax.tree.leaves(evaluate(graph, x, convolve, lambda ref, value: value))
+        evaluate(graph, x, convolve, lambda ref, value: value)
+        return ends
 
-    order = {n.name: i for i, n in enumerate(convs)}
     jitted = jax.jit(run)
-    off = np.zeros(len(convs), bool)
+    off = np.zeros(len(readers), bool)
     wanted = [jax.device_get(jitted(x, off)) for x in frames]
     found = {}
-    for name, at in order.items():
+    for at, names in enumerate(readers.values()):
         alone = off.copy()
         alone[at] = True
-        got = [jax.device_get(jitted(x, alone)) for x in frames]
-        found[name] = _relative(got, wanted)
-    return found
+        error = _relative([jax.device_get(jitted(x, alone)) for x in frames], wanted)
+        found.update(dict.fromkeys(names, error))
+    return list(readers.values()), found
 
 
-def _relative(got: Any, wanted: Any) -> float:
-    pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True))
-    off = sum(float(np.square(a - b, dtype=np.float64).sum()) for a, b in pairs)
-    return float(
-        np.sqrt(
-            off / max(sum(float(np.square(b, dtype=np.float64).sum()) for _, b in pairs), 1e-30)
-        )
-    )
+def most_sensitive(groups: Groups, errors: Mapping[str, float], count: int) -> list[str]:
+    """At most so many names, whole groups, worst first."""
+    chosen: list[str] = []
+    for names in sorted(groups, key=lambda names: -errors[names[0]]):
+        if len(chosen) + len(names) > count:
+            break
+        chosen += names
+    return chosen
+
+
+class _Sources:
+    """On which grid the input of a convolution is.
+
+    Attributes:
+      grids: by the group of tensors that share one.
+    """
+
+    def __init__(self, graph: g.Graph, placement: Placement, grids: Mapping[g.Ref, Grid]) -> None:
+        self._groups = placement.groups
+        self._makers = {n.output: n for n in graph.nodes}
+        self.grids = {placement.groups[r]: grids[r] for r in placement.rounded}
+
+    def of(self, node: g.ConvNode) -> g.Ref:
+        """The group; before what computes one number from one number, where that alone rounds."""
+        ref = node.inputs[0]
+        while self._groups.get(ref) not in self.grids:
+            maker = self._makers.get(ref)
+            if maker is None or len(maker.inputs) != 1:
+                break
+            ref = maker.inputs[0]
+        return self._groups.get(ref, ref)
+
+
+def _relative(got: Sequence[Any], wanted: Sequence[Any]) -> float:
+    """Root of the mean over ends of squared error by variance."""
+    parts = []
+    for a, b in zip(zip(*got, strict=True), zip(*wanted, strict=True), strict=True):
+        error = np.square(np.stack(a) - np.stack(b), dtype=np.float64).mean()
+        parts.append(error / max(float(np.stack(b).var(dtype=np.float64)), 1e-30))
+    return float(np.sqrt(np.mean(parts)))

@@ -68,19 +68,30 @@ class Made:
     macs: list[np.ndarray]
 
 
-def made(engine):
-    """The network on an engine."""
-    net = skip(network, gate=InputNormGate(0.1, block=4), policy=ClosedLoop())
-    frames, weights = clip(), variables()
+def made(engine, fn=network, weights=None, precision=None):
+    """The network, or a form of it with weights of its own, on an engine.
+
+    What is right is `net.apply`, in integers the definition in JAX: biases are whole numbers there.
+    """
+    net = skip(fn, gate=InputNormGate(0.1, block=4), policy=ClosedLoop())
+    frames, weights = clip(), variables() if weights is None else weights
     params, state = net.init(weights, frames[0])
+    plan = compile_plan(net, params, frames[0], engine=engine, precision=precision)
+    if precision == "int8":
+        right = compile_plan(net, params, frames[0], engine="folded", precision=precision)
+        state = right.init_state()
     apply, table = jax.jit(net.apply), net.table(weights, frames[0])
     outputs, masks, spent = [], [], []
     for x in frames:
-        y, state = apply(params, state, x)
+        if precision == "int8":
+            y, state, seen = right.step(state, x)
+            fired = right.fired(seen)
+        else:
+            y, state = apply(params, state, x)
+            fired = {name: layer.fired for name, layer in state.items()}
         outputs.append(jax.device_get(y))
-        masks.append({name: np.asarray(layer.fired) for name, layer in state.items()})
-        spent.append(np.asarray(macs.spent_total(table, state)))
-    plan = compile_plan(net, params, frames[0], engine=engine)
+        masks.append(jax.device_get(fired))
+        spent.append(np.asarray(macs.spent_total(table, fired)))
     return Made(plan, frames, params, outputs, masks, spent)
 
 

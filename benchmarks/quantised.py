@@ -145,10 +145,11 @@ def run(args: argparse.Namespace) -> str:
             path = pathlib.Path(folder) / "int8.onnx"
             write_qdq(args.network, path, list(clip))
             add("onnxruntime, per channel, min-max", *onnx.load(path))
+    named: list[int | list[str]] = [args.left] if args.left else []
     for ranges in args.ranges:
-        for keep in args.keep:
+        for keep in [*args.keep, *named]:
             found = quantize(network.fn, network.variables, clip, ranges=ranges, keep=keep)
-            add(f"quantize, {ranges}, {keep} left in float", *found)
+            add(f"quantize, {ranges}, {len(found[1].kept)} left in float", *found)
             if found[1].kept:
                 print("left in float:", *found[1].kept)
     count = len(find_sites(network.fn, network.variables, frames[0]))
@@ -166,6 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=16, help="compare every so many frames")
     parser.add_argument("--ranges", nargs="*", default=["min_max", "percentile", "mean_square"])
     parser.add_argument("--keep", nargs="*", type=int, default=[0], help="left in float")
+    parser.add_argument("--left", nargs="*", help="a row with these left in float, by name")
     parser.add_argument("--no-onnxruntime", dest="onnxruntime", action="store_false")
     parser.add_argument("--files", nargs="*", type=pathlib.Path, default=[], help="QDQ files, too")
     print(run(parser.parse_args(argv)))

@@ -3,23 +3,27 @@
     python -m benchmarks.live load NET.onnx --preset NAME --videos A.mp4 B.mp4 --rate 5 [--dense]
     python -m benchmarks.live frames [--count 1000000]
     python -m benchmarks.live faults [--disconnects 1000]
+    python -m benchmarks.live kills --videos A.mp4 B.mp4 [--count 20]
 
 `load`: cameras are the videos, one after the other, re-encoded at the rate and looped over RTSP by
 a server in another process of the same machine (GStreamer's, the tests' own), decoded here. Eight
 streams of each video begin at their own times, as cameras have clocks of their own. The most
 cameras of which no wanted frame is dropped is found by growing and halving; `--dense` runs
 onnxruntime in the same service instead of the plan. `frames`: a fake network, what grows. `faults`:
-what is lost when connections, the disk and a broker go.
+what is lost when connections and the disk go. `kills`: workers killed (-9) at random moments, of a
+batch and of cameras, with a fake network; exits with an error where a row is lost or comes twice.
 """
 
 import argparse
 import contextlib
 import errno
 import http.server
+import itertools
 import json
 import logging
 import os
 import pathlib
+import random
 import resource
 import signal
 import socket
@@ -39,14 +43,18 @@ import numpy as np
 
 from skipconv_jax import whole_files
 from skipconv_jax.commands.evaluate import with_gates
+from skipconv_jax.live import batch
 from skipconv_jax.live.camera import Camera, Retry
 from skipconv_jax.live.capture import Connection, Counts, Shot
-from skipconv_jax.live.config import Network, experiment
+from skipconv_jax.live.config import CameraPart, Network, experiment
 from skipconv_jax.live.engine import Answer, Engine, PlanEngine
+from skipconv_jax.live.fleet import Fleet
 from skipconv_jax.live.inbox import Inbox
 from skipconv_jax.live.outlets import LinesFile, Outlet
 from skipconv_jax.live.regions import Ignore
 from skipconv_jax.live.service import Service, Watch
+from skipconv_jax.live.station import Station
+from skipconv_jax.live.workers import Local
 from skipconv_jax.streaming.sources import Source
 from skipconv_jax.tasks import Experiment
 from skipconv_jax.viz.tables import markdown
@@ -90,8 +98,11 @@ class DenseEngine:
         """Nothing to forget."""
 
 
-def byte_stream(video: str, rate: int, path: pathlib.Path) -> None:
-    """A video at another rate, each frame the one shown at its time, as bare H.264."""
+def byte_stream(video: str, rate: int, path: pathlib.Path, still: bool = False) -> None:
+    """A video at another rate, each frame the one shown at its time, as bare H.264.
+
+    Where `still`, its first frame alone, for as long: what a camera sees where nothing happens.
+    """
     source = Source(video)
     step = float(source.rate) / rate
     with (
@@ -101,24 +112,26 @@ def byte_stream(video: str, rate: int, path: pathlib.Path) -> None:
         stream: Any = container.add_stream("libx264", rate=Fraction(rate))
         stream.options = {"g": str(4 * rate), "bf": "0", "crf": "23", "preset": "veryfast"}
         stream.pix_fmt = "yuv420p"
-        wanted = 0.0
+        wanted, first = 0.0, None
         for frame in source:
             if frame.image is None or frame.index < round(wanted):
                 continue
             wanted += step
             if not container.streams.video[0].codec_context.is_open:
                 stream.height, stream.width = frame.image.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.image, format="rgb24")))
+            first = frame.image if first is None or not still else first
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(first, format="rgb24")))
         container.mux(stream.encode(None))
 
 
 @contextlib.contextmanager
-def _serving(videos: Sequence[str], rate: int) -> Iterator[list[str]]:
+def _serving(videos: Sequence[str], rate: int, still: int = 0) -> Iterator[list[str]]:
     """Addresses of the videos over RTSP; the server lives as long as the block."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
-        paths = [pathlib.Path(folder) / f"{n}.h264" for n in range(len(videos))]
-        for video, path in zip(videos, paths, strict=True):
-            byte_stream(video, rate, path)
+        shown = [(video, quiet > 0) for video in videos for quiet in range(1 + still)]
+        paths = [pathlib.Path(folder) / f"{n}.h264" for n in range(len(shown))]
+        for (video, quiet), path in zip(shown, paths, strict=True):
+            byte_stream(video, rate, path, quiet)
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
@@ -132,7 +145,7 @@ def _serving(videos: Sequence[str], rate: int) -> Iterator[list[str]]:
             yield [
                 f"rtsp://127.0.0.1:{port}/v{n}c{k}"
                 for k in range(CLOCKS)
-                for n in range(len(videos))
+                for n in range(len(paths))
             ]
         finally:
             server.kill()
@@ -219,7 +232,7 @@ def load(args: argparse.Namespace) -> None:
         if args.dense
         else PlanEngine(made, with_gates(made, weights), fired=False)
     )
-    with _serving(args.videos, args.rate) as addresses:
+    with _serving(args.videos, args.rate, args.still) as addresses:
         probes = most(engine, addresses, args.first, args.seconds)
     rows = [
         [
@@ -368,6 +381,120 @@ def faults(args: argparse.Namespace) -> None:
     full_disk(3000)
 
 
+class Slow(Nothing):
+    """A network that takes its time; its answers depend on all frames since the reference."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def run(self, stream: str, image: np.ndarray, fresh: bool, ignore: Ignore) -> Answer:
+        """See `live.engine.Engine`."""
+        time.sleep(0.02)
+        before = 0 if fresh else self._seen[stream]
+        self._seen[stream] = (31 * before + int(image[::16, ::16].sum())) % 2**31
+        return Answer({"seen": self._seen[stream]}, 1.0 if fresh else 0.1, 0.1, 5.0)
+
+
+def _killing(workers: list[Local], count: int, seconds: float, over: threading.Event) -> list[int]:
+    """Kills a random worker so often, at random moments; which."""
+    chance, killed = random.Random(0), list[int]()
+    while len(killed) < count and not over.wait(chance.uniform(0.2, 1) * seconds):
+        running = [worker for worker in workers if worker.alive]
+        if running:
+            victim = chance.choice(running)
+            os.kill(victim.pid, signal.SIGKILL)
+            killed.append(victim.pid)
+    return killed
+
+
+def batch_kills(videos: Sequence[str], count: int) -> None:
+    """Videos whose workers are killed: the rows must be those of a run without a kill."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        rules, paths = batch.Rules(200), {}
+        for name in ("whole", "killed"):
+            (root / name).mkdir()
+            paths[name] = batch.outputs(videos, root / name)
+        alone = batch.VideoWorker(Slow, rules)
+        for video, path in paths["whole"].items():
+            alone.run(video, str(path))
+        started: list[Local] = []
+
+        def make() -> Local:
+            started.append(Local(batch.VideoWorker, Slow, rules))
+            return started[-1]
+
+        over, died = threading.Event(), 0
+        killer = threading.Thread(
+            target=lambda: killed.extend(_killing(started, count, 2, over)), daemon=True
+        )
+        killed: list[int] = []
+        killer.start()
+        while True:
+            outcomes = batch.run(videos, root / "killed", make, workers=2)
+            died += sum(outcome.died for outcome in outcomes)
+            if not any(outcome.error for outcome in outcomes):
+                break  # else a video lost three workers: the command is called again
+        over.set()
+        killer.join()
+        same = [
+            paths["whole"][video].read_bytes() == paths["killed"][video].read_bytes()
+            for video in videos
+        ]
+        rows = sum(path.read_bytes().count(b"\n") for path in paths["killed"].values())
+    if not all(same):
+        raise AssertionError("rows differ from those of a run without a kill")
+    print(f"batch: {len(killed)} kills, {died} of them on a video: {rows} rows, byte for byte "
+          "those of a run without a kill")  # fmt: skip
+
+
+def camera_kills(video: str, count: int) -> None:
+    """Cameras whose workers are killed: no row twice, and how long each camera was without one."""
+    started: list[Local] = []
+
+    def make() -> Local:
+        started.append(Local(Station, Slow, 2))
+        return started[-1]
+
+    parts = [CameraPart(name=f"c{n}", address=video, loop=True, cuts=False) for n in range(6)]
+    arrivals: dict[str, list[tuple[float, int, str]]] = {part.name: [] for part in parts}
+
+    def seen(answer: Any) -> None:
+        row = answer.row
+        arrivals[row["camera"]].append((time.monotonic(), row["frame"], row.get("reset", "")))
+
+    fleet = Fleet(parts, make, 2)
+    fleet.listen(seen)
+    fleet.start()
+    while not all(len(own) > 10 for own in arrivals.values()):
+        time.sleep(0.1)
+    killed = _killing(started, count, 6, threading.Event())
+    time.sleep(8)
+    fleet.stop()
+    gaps, moves = [], 0
+    for own in arrivals.values():
+        numbers = [number for _, number, _ in own]
+        if numbers != sorted(set(numbers)):
+            raise AssertionError("a frame came twice, or out of order")
+        for (before, *_), (after, _, why) in itertools.pairwise(own):
+            if "its worker died" in why:
+                moves += 1
+                gaps.append(after - before)
+    answered = sum(f.answered for f in fleet.figures().values())
+    if answered != sum(map(len, arrivals.values())):
+        raise AssertionError("answers are not counted once")
+    p50, most = np.median(gaps), max(gaps)
+    print(f"cameras: {len(killed)} kills, {fleet.died} deaths noticed, {moves} moves of 6 cameras "
+          f"to another worker: {answered} answers, none twice; {p50:.1f} s (median) and "
+          f"{most:.1f} s (most) from a camera's last answer to the next")  # fmt: skip
+
+
+def kills(args: argparse.Namespace) -> None:
+    """What killed workers cost."""
+    batch_kills(args.videos, args.count)
+    camera_kills(args.videos[0], args.count)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses and runs."""
     parser = argparse.ArgumentParser(
@@ -379,8 +506,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded.add_argument("--preset", required=True)
     loaded.add_argument("--videos", nargs="+", required=True)
     loaded.add_argument("--rate", type=int, default=5)
-    loaded.add_argument("--threshold", type=float, default=0.05)
+    loaded.add_argument("--threshold", type=float, default=0.01)
     loaded.add_argument("--block", type=int, default=8)
+    loaded.add_argument(
+        "--still", type=int, default=0, help="for each moving camera so many that see a still scene"
+    )
     loaded.add_argument("--dense", action="store_true")
     loaded.add_argument("--first", type=int, default=8, help="cameras of the first probe")
     loaded.add_argument("--seconds", type=float, default=8)
@@ -388,6 +518,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     many = parts.add_parser("frames")
     many.add_argument("--count", type=int, default=1_000_000)
     many.set_defaults(run=frames)
+    killing = parts.add_parser("kills")
+    killing.add_argument("--count", type=int, default=20)
+    killing.add_argument("--videos", nargs="+", required=True)
+    killing.set_defaults(run=kills)
     faulty = parts.add_parser("faults")
     faulty.add_argument("--disconnects", type=int, default=1000)
     faulty.set_defaults(run=faults)

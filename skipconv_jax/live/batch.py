@@ -163,12 +163,13 @@ def same_run(folder: Path, settings: Mapping[str, Any]) -> None:
         whole_files.write_text(path, json.dumps(dict(settings), indent=1) + "\n")
         return
     before = json_files.read(path, dict[str, Any])
-    changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
+    now = json.loads(json.dumps(dict(settings)))  # as it was written: tuples are lists there
+    changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
     if changed:
         key = changed[0]
         raise ValueError(
-            f"`out` (={folder}) was begun with {key} {before.get(key)!r}, not "
-            f"{settings.get(key)!r}; go on with the same settings, or name another --out."
+            f"`out` (={folder}) was begun with {key} {before.get(key)!r}, not {now.get(key)!r}; "
+            "go on with the same settings, or name another --out."
         )
 
 

@@ -20,7 +20,7 @@ from skipconv_jax.live.inbox import Inbox
 from skipconv_jax.tasks import Experiment
 from skipconv_jax.tasks.given.boxes import DetectionGiven
 from skipconv_jax.tasks.given.experiment import Network as GivenNetwork
-from skipconv_jax.tasks.given.experiment import configuration, from_onnx, given
+from skipconv_jax.tasks.given.experiment import configuration, from_function, from_onnx, given
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -44,6 +44,7 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     Attributes:
       onnx: a trained one's file.
       preset: what its input and outputs mean (`skipconv_jax.presets`); '' streams raw outputs.
+      fn: instead of a file, `module:function` that returns (variables, fn); it needs a `size`.
       size: height and width of its input, where the file leaves them free.
       gate_plan: thresholds of every layer, a file of `skipconv calibrate`.
       threshold: of all layers, without a gate plan; None for the careful default.
@@ -53,8 +54,9 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
       min_score: answers with less confidence are left out.
     """
 
-    onnx: str
+    onnx: str = ""
     preset: str = ""
+    fn: str = ""
     size: tuple[int, int] | None = None
     gate_plan: str = ""
     threshold: NotNegative | None = None
@@ -272,6 +274,8 @@ def convert(path: Path, content: Any) -> Config:
         raise ConfigError(
             f"{path}: {reason[:300]} at {place[:300]}{_fix(reason, place)}."
         ) from None
+    if bool(config.network.onnx) == bool(config.network.fn):
+        raise ConfigError(f"{path}: one of `onnx` and `fn` must be given at $.network.")
     names = [camera.name for camera in config.cameras]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -309,7 +313,11 @@ def experiment(network: Network) -> tuple[Experiment, dict[str, Any]]:
     Raises:
       ValueError: a file, preset or gate plan that does not fit.
     """
-    brought: GivenNetwork = from_onnx(network.onnx, network.size)
+    brought: GivenNetwork = (
+        from_onnx(network.onnx, network.size)
+        if network.onnx
+        else from_function(network.fn, network.size)
+    )
     settings = configuration(brought, (None, network.threshold, network.block), network.policy)
     if network.gate_plan:
         with settings.unlocked():

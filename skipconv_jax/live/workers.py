@@ -61,6 +61,11 @@ class Local:
         """Of the process."""
         return self._process.pid or 0
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.is_alive()
+
     def call(self, method: str, *args: Any, seconds: float | None = None) -> Any:
         """See `Worker`."""
         with self._lock:

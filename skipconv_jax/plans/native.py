@@ -27,6 +27,7 @@ from skipconv_jax.native.lower import (
     scaled_inputs,
 )
 from skipconv_jax.native.operations import position_shape, why_not
+from skipconv_jax.native.profiling import records
 from skipconv_jax.native.program import Program
 from skipconv_jax.ops import POLICIES, AlwaysGate, GumbelGate, InputNormGate, OutputNormGate
 from skipconv_jax.ops.gates import GateParams
@@ -258,6 +259,8 @@ class NativePlan(Plan):
         ]
         integers = sum(isinstance(n, g.QConvNode) for n in self.graph.nodes)
         lines += [f"{integers} convolutions of int8, exact in int32"] if integers else []
+        links = sum(op["head"] >= 0 for p in self.programs for op in records(p)[1])
+        lines += [f"{links} 1x1 layers computed with what makes their input"] if links else []
         for purpose, why in PURPOSES.items():
             floats = sum(p.kept.get(purpose, 0) for p in self.programs)
             lines += [f"state: {4 * floats / 1e6:.1f} MB {purpose}: {why}"] if floats else []

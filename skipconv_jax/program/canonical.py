@@ -18,6 +18,7 @@ from jax import lax
 from skipconv_jax.ops.depthwise import depthwise, depthwise_kernel_gradient
 from skipconv_jax.program.jaxprs import (
     CALLS,
+    CHECKPOINTS,
     CONV,
     Place,
     aval,
@@ -26,6 +27,7 @@ from skipconv_jax.program.jaxprs import (
     has_conv,
     run,
     window_first,
+    without_constants,
 )
 
 
@@ -72,6 +74,11 @@ class _Rewriter:
         if eqn.primitive.name in CALLS:
             # Derivatives are taken by now, so custom rules mean nothing any more.
             return run(eqn.params[CALLS[eqn.primitive.name]], inputs, self, place)
+        if eqn.primitive.name in CHECKPOINTS:
+            # Its body has no place for constants, which calls that were entered leave behind.
+            inner = _retrace(eqn.params["jaxpr"], ())
+            jaxpr = without_constants(inner)
+            return bind(eqn, [*inner.consts, *inputs], {**eqn.params, "jaxpr": jaxpr})
         return bind(eqn, inputs, {k: _rewritten(v) for k, v in eqn.params.items()})
 
 

@@ -105,6 +105,21 @@ def bind(
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
+def without_constants(program: jex.ClosedJaxpr) -> jex.Jaxpr:
+    """The same program with its constants as its first arguments."""
+    count = len(program.consts)
+
+    def whole(*values: Any) -> Any:
+        closed = jex.ClosedJaxpr(program.jaxpr, values[:count])
+        return jex.jaxpr_as_fun(closed)(*values[count:])
+
+    shapes = [v.aval for v in program.jaxpr.invars]
+    made = jax.make_jaxpr(whole)(*program.consts, *shapes)
+    if made.consts:
+        raise AssertionError("constants that are arguments leave none behind")
+    return made.jaxpr
+
+
 def has_conv(eqn: jex.JaxprEqn) -> bool:
     """Whether a convolution is anywhere in the bodies of an equation."""
     return any(

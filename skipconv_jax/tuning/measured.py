@@ -99,6 +99,9 @@ def calibrate_measured(
 ) -> GatePlan:
     """Uniform thresholds are swept, blocks chosen, the thresholds' shape improved, the budget met.
 
+    Of a budget in milliseconds blocks are chosen and the budget is met by measured time; the shape
+    is improved for multiply-accumulates, which no other process on the machine disturbs.
+
     Args:
       material: network, frames and loss.
       budget: to keep on the clip.

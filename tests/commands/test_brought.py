@@ -1,5 +1,6 @@
 """`--onnx` in the commands: a small detector from file to annotated video, agreement and table."""
 
+import dataclasses
 import json
 
 import cv2
@@ -12,6 +13,7 @@ pytest.importorskip("onnx")
 from skipconv_jax import native
 from skipconv_jax.commands import agreement, cli
 from skipconv_jax.commands import calibrate as calibrating
+from skipconv_jax.commands import fit as fitting
 from skipconv_jax.commands import probe as probing
 from skipconv_jax.commands.stream import Settings, stream
 from skipconv_jax.streaming.sources import Source
@@ -20,7 +22,8 @@ from skipconv_jax.tasks.given.experiment import (
     from_onnx,
     given,
 )
-from skipconv_jax.tuning import Budget
+from skipconv_jax.tuning import Budget, GatePlan
+from skipconv_jax.tuning.fit import Recipe
 from tests.onnx.graphs import model, node
 
 SIZE = (32, 64)
@@ -182,3 +185,32 @@ def test_boxes_disagree_where_something_is_seen(detector):
     slope = jax.grad(lambda y: experiment.disagreement(y, dense)[0].sum())(0.9 * dense)
     assert np.isfinite(slope).all()
     assert slope[0, 0, 0, 1] < 0
+
+
+def test_gates_are_fitted_to_a_video_and_run_from_their_plan(detector, video, tmp_path):
+    experiment, network = _experiment(detector)
+    recipe = Recipe((0.0, 0.5), steps=2, clip_length=2, block=1, threshold=1e-2)
+    source, settings = Source(str(video)), fitting.Settings(6, 0, 2, "closed_loop")
+    rows, seconds = fitting.run(experiment, network.variables, source, recipe, settings, tmp_path)
+    assert [row.beta for row in rows] == [0.0, 0.5]
+    # The two frames that follow are alike: nothing is computed, nothing is lost.
+    assert [row.share for row in rows] == [0, 0]
+    assert rows[0].loss == pytest.approx(0, abs=1e-5)
+    assert rows[0].agreement == pytest.approx(1)
+    assert 0 < rows[0].gates < 0.6
+    assert "beta0.5.json" in fitting.report(rows, seconds)
+    plan = GatePlan.load(rows[1].path)
+    config = configuration(network)
+    config.skip.gate_plan = str(rows[1].path)
+    again = given(network, "detection", "fastestdet", config)
+    weights = {"model": network.variables, "gates": plan.params()}
+    found = agreement.compare(again, weights, source, 0, 0)
+    # The square jumps once, which the gates see, and stands still else.
+    assert found.scores["ap"] == pytest.approx(1.0)
+    assert found.dense_gmac / found.gmac > 2
+    many = fitting.Settings(60, 0, 2, "closed_loop")
+    with pytest.raises(ValueError, match="must have 62 frames"):
+        fitting.run(experiment, network.variables, source, recipe, many, tmp_path)
+    joint = dataclasses.replace(recipe, joint=0.1)
+    with pytest.raises(ValueError, match="joint"):
+        fitting.run(experiment, network.variables, source, joint, settings, tmp_path)

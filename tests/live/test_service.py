@@ -213,6 +213,38 @@ def test_a_still_picture_costs_nothing_and_an_ignored_region_never_fires(engine)
     engine.forget("park")
 
 
+def small():
+    """What `fn: tests.live.test_service:small` names."""
+    made, params = _network()
+    return params["model"], made.model.fn
+
+
+def test_a_function_is_served_and_run_over_videos_as_a_file_is(tmp_path, capfd):
+    clip = write_clip(tmp_path / "clip.mp4", frames=5)
+    where = "tests.live.test_service:small"
+    config = tmp_path / "cameras.yaml"
+    config.write_text(f"""
+network: {{fn: "{where}", size: [32, 32]}}
+cameras: [{{name: one, address: {clip}, pace: false, drop: wait}}]
+lines: {{path: {tmp_path / "out.jsonl"}}}
+""")
+    assert cli.main(["serve", str(config)]) == 0
+    served = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    out = str(tmp_path / "rows")
+    command = ["batch", str(clip), "--fn", where, "--size", "32", "32", "--out", out]
+    assert cli.main([*command, "--workers", "1"]) == 0
+    rows = (tmp_path / "rows" / "clip.mp4.jsonl").read_text().splitlines()
+    assert [json.loads(row)["output"] for row in rows] == [row["output"] for row in served]
+    assert "clip.mp4: 5 rows" in capfd.readouterr().err
+    assert cli.main([*command, "--threshold", "0.5"]) == 1
+    assert "was begun with threshold None, not 0.5" in capfd.readouterr().err
+    assert cli.main(["batch", str(clip), "--out", out]) == 1
+    assert "one of `onnx` (='') and `fn` (='') must be given" in capfd.readouterr().err
+    config.write_text(config.read_text().replace("fn:", "preset: yolox, onnx: a.onnx, fn:"))
+    assert cli.main(["serve", str(config)]) == 1
+    assert "one of `onnx` and `fn` must be given at $.network" in capfd.readouterr().err
+
+
 CONFIG = """
 network: {{onnx: {onnx}, threshold: 0.02, block: 4}}
 cameras:

@@ -265,6 +265,24 @@ def test_scale_goes_with_plain_pointwise_convolutions_only() -> None:
         builder.conv(x, native.ConvSpec(kernel[:1, :1], name="c"), scale=x)
 
 
+def test_the_report_says_which_layers_are_chained() -> None:
+    weights = {"a": jnp.ones((3, 3, 1, 16)), "b": jnp.ones((1, 1, 16, 8))}
+
+    def fn(variables, x):
+        dims = ("NHWC", "HWIO", "NHWC")
+        for name, groups in (("a", 16), ("b", 1)):
+            x = jax.lax.conv_general_dilated(
+                x, variables[name], (1, 1), "SAME", None, None, dims, groups
+            )
+        return x
+
+    frame = jnp.ones((1, 16, 16, 16))
+    for policy, chained in ((ClosedLoop(), True), (Previous(), False)):
+        net = skip(fn, gate=InputNormGate(0.1, block=8), policy=policy)
+        plan = compile_plan(net, net.init(weights, frame)[0], frame, engine="native")
+        assert ("1 1x1 layers computed with" in plan.report()) == chained
+
+
 @pytest.mark.parametrize("channels", [3, 5])
 def test_frames_channels_first_enter_the_engine_as_they_are(channels: int) -> None:
     rng = np.random.default_rng(channels)

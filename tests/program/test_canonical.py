@@ -98,3 +98,24 @@ def test_depthwise_convolutions_and_their_gradients_leave_no_grouped_one(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), plain,
                  rewritten)  # fmt: skip
     assert "conv_general_dilated" not in str(jax.make_jaxpr(canonical(grad))(kernel, frames))
+
+
+def test_constants_of_calls_inside_checkpoints():
+    """Indices that an ONNX Gather holds: a checkpoint's body has no constants of its own."""
+    order = jax.device_put(np.array([2, 0, 1]))
+    shuffled = jax.jit(lambda x: x[..., order])
+
+    def loss(kernel, x):
+        @jax.checkpoint
+        def step(z, _):
+            z = lax.conv_general_dilated(
+                shuffled(z), kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            return jnp.tanh(z), None
+
+        return jax.lax.scan(step, x, None, length=2)[0].sum()
+
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 3, 3))
+    x = jax.random.normal(jax.random.key(1), (1, 4, 4, 3))
+    plain = jax.jit(jax.grad(loss))(kernel, x)
+    np.testing.assert_allclose(jax.jit(canonical(jax.grad(loss)))(kernel, x), plain, rtol=1e-4)

@@ -34,7 +34,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("videos", nargs="+", help="files, folders of images or module:object")
     parser.add_argument("--out", required=True, type=Path, help="folder of the rows")
-    parser.add_argument("--onnx", required=True, help="file of a trained network")
+    parser.add_argument("--onnx", default="", help="file of a trained network")
+    parser.add_argument("--fn", default="", help="or module:function that returns (variables, fn)")
+    parser.add_argument("--size", type=int, nargs=2, help="height and width of the input of --fn")
     parser.add_argument("--preset", default="", help="what its input and outputs mean")
     parser.add_argument("--gate_plan", default="", help="thresholds, of `skipconv calibrate`")
     parser.add_argument("--threshold", type=float, help="of all layers, without a gate plan")
@@ -65,10 +67,11 @@ def make_engine(network: Any) -> Any:
 
 def _settings(given: argparse.Namespace, network: Any) -> dict[str, Any]:
     """What rows depend on."""
-    with open(given.onnx, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     made: dict[str, Any] = msgspec.to_builtins(network)
-    return {**made, "onnx": digest, "reset_every": given.reset_every}
+    if given.onnx:
+        with open(given.onnx, "rb") as file:
+            made["onnx"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return {**made, "reset_every": given.reset_every}
 
 
 def _batch(given: argparse.Namespace) -> int:
@@ -79,16 +82,29 @@ def _batch(given: argparse.Namespace) -> int:
     network = msgspec.convert(
         {
             key: getattr(given, key)
-            for key in ("onnx", "preset", "gate_plan", "threshold", "block", "min_score", "engine")
+            for key in (
+                "onnx",
+                "fn",
+                "size",
+                "preset",
+                "gate_plan",
+                "threshold",
+                "block",
+                "min_score",
+                "engine",
+            )
         },
         Network,
     )
+    if bool(given.onnx) == bool(given.fn):
+        raise ValueError(f"one of `onnx` (={given.onnx!r}) and `fn` (={given.fn!r}) must be given.")
     if given.reset_every < 0:
         raise ValueError(f"`reset_every` (={given.reset_every}) must be 0 or more frames.")
     given.out.mkdir(parents=True, exist_ok=True)
     batch.same_run(given.out, _settings(given, network))
     # Relative paths are of this folder, wherever a worker is.
-    network = msgspec.structs.replace(network, onnx=os.path.abspath(network.onnx))
+    if network.onnx:
+        network = msgspec.structs.replace(network, onnx=os.path.abspath(network.onnx))
     videos = [os.path.abspath(v) if Path(v).exists() else v for v in given.videos]
     making = functools.partial(make_engine, network)
     rules = batch.Rules(given.reset_every)

@@ -40,7 +40,6 @@ ELSEWHERE = {
     "skipconv calibrate": "tests/commands/test_calibrate.py",
     "skipconv fit": "tests/tuning/test_fit.py",
     "skipconv stream VIDEO --onnx FastestDet.onnx": "tests/tuning/test_fit.py",
-    "srun": "tests/training/test_processes.py",
     "skipconv synthetic_pose": "tests/data/test_synthetic_pose.py",
     "skipconv demo": "tests/commands/test_cli.py",
     "skipconv serve": "tests/live/test_service.py",

@@ -25,6 +25,8 @@ class Predictions(NamedTuple):
 def unpack(predictions: Predictions, threshold: float = 0.0) -> Any:
     """Detections without padding, nested as the leading axes: (B, T, ...) gives [B][T].
 
+    A box of which an edge is NaN is nowhere, and left out.
+
     Args:
       predictions: of frames.
       threshold: scores at or below it are left out.
@@ -34,5 +36,5 @@ def unpack(predictions: Predictions, threshold: float = 0.0) -> Any:
         return [
             unpack(Predictions(*row), threshold) for row in zip(boxes, scores, labels, strict=True)
         ]
-    kept = scores > threshold
+    kept = (scores > threshold) & ~np.isnan(boxes).any(axis=-1)
     return Detections(boxes[kept], scores[kept], labels[kept])

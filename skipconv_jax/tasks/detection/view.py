@@ -13,6 +13,8 @@ from skipconv_jax.data.placement import MEAN_COLOR, DetectionView, place
 from skipconv_jax.tasks.detection.predictions import Predictions, unpack
 from skipconv_jax.viz import draw
 
+_FAR = 1e6
+
 
 @dataclasses.dataclass(frozen=True)
 class BoxView:
@@ -52,6 +54,8 @@ def on_frame(boxes: np.ndarray, affine: np.ndarray, shape: Sequence[int]) -> np.
     """Boxes `(N, 4)` in pixels of the network's input as boxes in the frame, cut at its edges."""
     # Boxes count in edges of pixels, the affine in their centres: half a pixel apart.
     corners = np.asarray(boxes, np.float64).reshape(-1, 2) - 0.5
+    # An edge at infinity (the exponential of a large output) is beyond the frame's.
+    corners = np.clip(corners, -_FAR, _FAR)
     placed = (warp_joints(corners, invert_affine(affine)) + 0.5).reshape(-1, 4)
     # The input is padded beyond the frame's edges.
     return clip_boxes(placed, *shape[:2])

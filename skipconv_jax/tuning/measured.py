@@ -24,6 +24,8 @@ Score = Callable[[Any, Any], float]
 SWEPT = (0.25, 0.4, 0.63, 1.0, 1.6, 2.5, 4.0)
 # How far all thresholds may be moved to meet the budget, and in how many runs.
 _REACH, _RUNS = 16.0, 7
+# Log of a threshold that nothing reaches.
+_CLOSED = 60.0
 # A map with fewer positions a side than so many blocks takes the smallest block.
 _COARSE = 4
 
@@ -120,7 +122,9 @@ def calibrate_measured(
       chosen (`at`: factor on them).
 
     Raises:
-      ValueError: a budget that can't be kept, or a margin that is no share.
+      ValueError: a budget that can't be kept, or is kept with nothing computed after the first
+        frame (a clip that shows nothing cannot tell one layer from another); a margin that is no
+        share.
     """
     if not 0 <= margin < 1:
         raise ValueError(f"`margin` (={margin}) must be in [0, 1), a share of the budget.")
@@ -202,6 +206,8 @@ def _choose_blocks(
         judge = Judge(
             material.trials(skip(material.fn, book, policy=policy)), material.score, timed
         )
+        if best is None:
+            _refuse_still(judge, aim)
         curve = sweep(judge.cost, len(judge.trials.names), start)
         runs += len(curve.points)
         if best is None:
@@ -214,6 +220,18 @@ def _choose_blocks(
             best = cost, judge, curve, sizes
     assert best is not None
     return best[1], best[2], best[3], runs
+
+
+def _refuse_still(judge: Judge, aim: Budget) -> None:
+    """Refuses a clip that keeps the budget with every gate closed."""
+    closed = judge(np.full(len(judge.trials.names), _CLOSED))
+    if aim.kind in ("drop", "error") and closed.meets(aim):
+        raise ValueError(
+            f"`clip` must show what is to be found change: with nothing computed after the first "
+            f"frame its {aim.kind} is {getattr(closed, aim.kind):.3g}, within the budget of "
+            f"{aim.limit:g}, so that no threshold is too large for it. Take frames in which "
+            "something comes, goes and moves, and more of them."
+        )
 
 
 def _described(sizes: Mapping[str, int]) -> str:

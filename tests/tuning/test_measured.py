@@ -104,6 +104,15 @@ def _material(variables, **changes):
     return Material(_network, variables, **{**options, **changes})
 
 
+def test_a_clip_that_shows_nothing_is_refused(variables):
+    """Any threshold keeps the budget there; the search would raise them without end."""
+    still = np.repeat(_clip(1)[:1], 4, axis=0)
+    with pytest.raises(ValueError, match=r"`clip` must show .* change.*its error is 0, within"):
+        calibrate_measured(
+            _material(variables, clip=still), Budget("error", 0.05), policy=ClosedLoop()
+        )
+
+
 @pytest.fixture(scope="module")
 def plan(variables):
     lines = []

@@ -145,3 +145,24 @@ def test_damaged_records_are_one_line_that_names_their_folder(tmp_path):
     (folder / "metadata.json").write_text(json.dumps({"records": {"clips_9": [["a", 1]]}}))
     with pytest.raises(ValueError, match="splits as 'clips_112'"):
         jhmdb.load(tmp_path / "example" / "data", "train", config="synthetic")
+
+
+def test_an_onnx_operator_of_several_lines_is_named_in_one(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    reader = next(r for r in readers() if r.name == "ONNX")
+    reader.make(tmp_path)
+    file = onnx.load(tmp_path / "net.onnx")
+    file.graph.node[0].op_type = "Conv*\n\x04pads"
+    (tmp_path / "net.onnx").write_bytes(file.SerializeToString())
+    with pytest.raises(ValueError, match=r"not known here: 'Conv\*\\n\\x04pads'") as caught:
+        reader.read(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_camera_address_of_5000_letters_is_cut(tmp_path):
+    (tmp_path / "c.toml").write_text(
+        f'[network]\nonnx = "n.onnx"\n[[cameras]]\nname = "a"\naddress = "{"a" * 5000}://x"\n'
+    )
+    with pytest.raises(ConfigError, match="must begin with one of") as caught:
+        load(tmp_path / "c.toml", {})
+    assert len(str(caught.value)) < 1000

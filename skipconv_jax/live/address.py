@@ -35,7 +35,7 @@ def kind(address: str) -> Kind:
         scheme = found[1].lower()
         if scheme not in _SCHEMES:
             raise ValueError(
-                f"`address` (={shown(address)}) must begin with one of "
+                f"`address` (={shown(address)[:120]}) must begin with one of "
                 f"{', '.join(f'{s}://' for s in _SCHEMES)}, or be a device, pipe, file or folder."
             )
         return _SCHEMES[scheme]

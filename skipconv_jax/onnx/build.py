@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from skipconv_jax import json_files
 from skipconv_jax.onnx import shapes as static
 from skipconv_jax.onnx.nodes import Node, Operator, find
 from skipconv_jax.onnx.operators.arithmetic import dtype_of
@@ -24,6 +25,8 @@ class UnknownOperators(ValueError):
         users: dict[str, list[str]] = {}
         for node in nodes:
             kind = f"{node.domain}.{node.op}" if node.domain else node.op
+            # A name of a damaged file may hold ends of lines.
+            kind = kind if kind.isprintable() and len(kind) < 100 else json_files.brief(kind)
             users.setdefault(f"{kind} (opset {node.version})", []).append(node.name)
         listed = "; ".join(
             f"{kind}: {', '.join(map(repr, names))}" for kind, names in users.items()

@@ -117,5 +117,7 @@ def test_it_runs_as_printed(command, folder):
         [*head, *rest], cwd=folder, capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    # 3 is an answer: on a network this small skipping may not pay.
+    answers = (0, 3) if rest[0] == "probe" else (0,)
+    assert done.returncode in answers, done.stderr[-3000:]
     assert done.stdout

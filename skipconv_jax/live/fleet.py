@@ -25,7 +25,7 @@ from skipconv_jax.live.config import CameraPart
 from skipconv_jax.live.outlets import Sink
 from skipconv_jax.live.placing import moved, placed
 from skipconv_jax.live.service import QUANTILES, WINDOW, Figures, Seen
-from skipconv_jax.live.station import Taken
+from skipconv_jax.live.station import MOST, Taken
 from skipconv_jax.live.workers import CallFailed, Worker, WorkerDied
 
 _log = logging.getLogger("skipconv_jax.live")
@@ -293,9 +293,13 @@ class Fleet:
                 continue
             name, heir = args
             worker.call("drop", name, seconds=_PATIENCE)
-            # What it still has of the camera comes before what the next one will have.
-            while (taken := worker.call("take", member.have, 0.0, seconds=_PATIENCE)).lines:
+            # What it still has of the camera comes before what the next one will have. Until all
+            # that waited was fetched, not until nothing waits: its other cameras go on answering.
+            fetched = MOST
+            while fetched == MOST:
+                taken = worker.call("take", member.have, 0.0, seconds=_PATIENCE)
                 self._accept(member, taken)
+                fetched = len(taken.lines)
             with self._lock:
                 self._streams[name].leave("moved to another worker")
                 if heir.worker is not None:

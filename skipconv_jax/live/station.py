@@ -11,7 +11,7 @@ from skipconv_jax.live.engine import Engine
 from skipconv_jax.live.outlets import OutletStatus
 from skipconv_jax.live.service import Figures, Seen, Service, Watch
 
-_MOST = 1000  # answers fetched at once
+MOST = 1000  # answers fetched at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Waiting:
             while self._lines and self._lines[0][0] <= have:
                 self._lines.popleft()
             self._changed.wait_for(lambda: bool(self._lines), seconds)
-            some = [self._lines[n] for n in range(min(len(self._lines), _MOST))]
+            some = [self._lines[n] for n in range(min(len(self._lines), MOST))]
             last = some[-1][0] if some else have
             return Taken([(camera, line) for _, camera, line in some], last, self._lost)
 

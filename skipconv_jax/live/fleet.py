@@ -33,6 +33,7 @@ _POLL = 0.2  # seconds that a fetch waits for answers
 _PATIENCE = 15.0  # seconds after which a worker that says nothing is taken for dead
 _AGAIN = 1.0  # seconds before a worker is started in the place of one that died
 _ASKED = 1.0  # seconds between two questions for figures
+_LEAST = 1e-3  # share of a worker's time that a stream counts at least
 _COUNTED = ("frames", "thinned", "dropped", "damaged", "reconnects", "stalls")
 
 
@@ -91,8 +92,12 @@ class _Stream:
         self.costs.append(row["share"])
 
     def cost(self) -> float:
-        """Share of a worker's time it took so far; streams not yet measured count as one does."""
-        return self.seconds / max(time.monotonic() - self.began, 1.0) if self.answered else 1e-3
+        """Share of a worker's time it took so far.
+
+        No stream costs less than those not yet measured count: a frame has to be read too, and of
+        streams that cost nothing a new worker would take all.
+        """
+        return max(_LEAST, self.seconds / max(time.monotonic() - self.began, 1.0))
 
 
 class Fleet:

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import clips
+from benchmarks.pages import published
 from benchmarks.peers import RUNNERS, Runner, without_flattening
-from skipconv_jax import native, skip, whole_files
+from skipconv_jax import native, skip
 from skipconv_jax.models import efficientdet, hrnet_w32, init_variables
 from skipconv_jax.ops import POLICIES, InputNormGate
 from skipconv_jax.plans import compile_plan
@@ -210,7 +211,7 @@ def make_contest(args: argparse.Namespace, real: np.ndarray) -> tuple[Contest, f
         policy=POLICIES[args.policy](),
     )
     frame = jnp.asarray(real[:1])
-    params, _ = net.init(variables, frame)
+    params = {"model": variables, "gates": net.init_gates(variables, frame)}
     start = time.perf_counter()
     plan = compile_plan(net, params, frame, keep_outputs=True)
     if not isinstance(plan, NativePlan):
@@ -271,10 +272,7 @@ def main() -> None:
         f"State {contest.plan.state_bytes() / 1e6:.0f} MB per stream, packed weights "
         f"{weights:.0f} MB; plan and first call {compiled:.1f} s.\n"
     )
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        whole_files.write_text(args.out, text)
+    published(text, args.out)
 
 
 if __name__ == "__main__":

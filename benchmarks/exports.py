@@ -248,7 +248,7 @@ def run(case: Case) -> Row:
     frames = [still, still.copy()]
     frames[1][:, 20:50, 30:70] += 0.1
     net = skip(fn, gate=InputNormGate(0.0, block=8), policy=ClosedLoop())
-    params, _ = net.init(variables, still)
+    params = {"model": variables, "gates": net.init_gates(variables, still)}
     plan: Any = compile_plan(net, params, still, engine="native")
     state, y = plan.init_state(), None
     for x in frames:

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.pages import published
 from benchmarks.quantised import write_qdq
 from benchmarks.real_networks import Contest, Measured, arguments, frames_of, peers, rows
 from skipconv_jax import (
@@ -32,7 +33,6 @@ from skipconv_jax import (
     native,
     onnx,
     skip,
-    whole_files,
 )
 from skipconv_jax.native import library
 from skipconv_jax.plans import Plan
@@ -149,10 +149,7 @@ def main() -> None:
             print(f"{differ} of {args.lossless} frames differ from the dense int8 network")
             sys.exit(bool(differ))
         text = measure(args, clip, path)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        whole_files.write_text(args.out, text)
+    published(text, args.out)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def write_qdq(source: pathlib.Path, target: pathlib.Path, clip: Sequence[Any]) -
 def dense_plan(fn: Any, variables: Any, x: Any) -> Any:
     """(variables, x) to outputs, in integers where the network is quantised."""
     net = skip(fn, [("*", None)])
-    params, _ = net.init(variables, x)
+    params = {"model": variables, "gates": net.init_gates(variables, x)}
     plan = compile_plan(net, params, x, engine="folded", precision="int8")
     return jax.jit(lambda x: plan.apply({}, x)[0])
 

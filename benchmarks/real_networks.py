@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.onnx_files import openvino_request
+from benchmarks.pages import published
 from skipconv_jax import (
     ClosedLoop,
     InputNormGate,
@@ -28,7 +29,6 @@ from skipconv_jax import (
     native,
     onnx,
     skip,
-    whole_files,
 )
 from skipconv_jax.plans import Plan
 from skipconv_jax.presets import PRESETS
@@ -113,11 +113,7 @@ def main() -> None:
     parser = arguments((__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
-    text = table(args, measure(args))
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        whole_files.write_text(args.out, text)
+    published(table(args, measure(args)), args.out)
 
 
 def peers(network: pathlib.Path, frame: jax.Array, threads: int) -> dict[str, Callable[[], Any]]:

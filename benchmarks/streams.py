@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.pages import published
 from benchmarks.real_networks import Contest, arguments, frames_of
-from skipconv_jax import ClosedLoop, InputNormGate, compile_plan, native, onnx, skip, whole_files
+from skipconv_jax import ClosedLoop, InputNormGate, compile_plan, native, onnx, skip
 from skipconv_jax.viz.tables import markdown
 
 
@@ -40,7 +41,7 @@ def plan_of(args: argparse.Namespace, frame: jax.Array) -> Any:
     """The network's native plan for as many streams as the frame has."""
     variables, fn = onnx.load(args.network)
     net = skip(fn, gate=InputNormGate(1e-3, block=args.block), policy=ClosedLoop())
-    params, _ = net.init(variables, frame)
+    params = {"model": variables, "gates": net.init_gates(variables, frame)}
     return compile_plan(net, params, frame, engine="native")
 
 
@@ -160,10 +161,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     text = table(args, measure(args))
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        whole_files.write_text(args.out, text)
+    published(text, args.out)
 
 
 if __name__ == "__main__":

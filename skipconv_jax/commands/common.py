@@ -67,6 +67,31 @@ def no_arguments(argv: Sequence[str]) -> None:
         raise ValueError(f"`arguments` (={argv[1:]}) must be flags; {hint}")
 
 
+def one_source(argv: Sequence[str]) -> str:
+    """The one video or folder of images of a command line.
+
+    Raises:
+      ValueError: none, or several.
+    """
+    if len(argv) != 2:
+        raise ValueError(
+            f"`arguments` (={list(argv[1:])}) must be one video file or folder of images."
+        )
+    return argv[1]
+
+
+def numbers(name: str, texts: Sequence[str]) -> tuple[float, ...]:
+    """A flag's list as numbers.
+
+    Raises:
+      ValueError: one of them is none.
+    """
+    try:
+        return tuple(float(text) for text in texts)
+    except ValueError as error:
+        raise ValueError(f"`{name}` (={list(texts)}) must be numbers.") from error
+
+
 def run(command: ModuleType, arguments: Sequence[str], program: str) -> int:
     """Runs a command with flags: bad input is one line on stderr and code 1.
 

@@ -24,7 +24,7 @@ from skipconv_jax.live.camera import Status
 from skipconv_jax.live.config import CameraPart
 from skipconv_jax.live.outlets import Sink
 from skipconv_jax.live.placing import moved, placed
-from skipconv_jax.live.service import QUANTILES, WINDOW, Figures, Seen
+from skipconv_jax.live.service import WINDOW, Figures, Seen, quantiles
 from skipconv_jax.live.station import MOST, Taken
 from skipconv_jax.live.workers import CallFailed, Worker, WorkerDied
 
@@ -198,8 +198,6 @@ class Fleet:
             return {name: self._figures(stream) for name, stream in self._streams.items()}
 
     def _figures(self, stream: _Stream) -> Figures:
-        late = np.asarray(stream.latency)
-        quantiles = np.quantile(late, QUANTILES) if late.size else np.full(len(QUANTILES), np.nan)
         told, before = stream.told, stream.before
         camera = _nowhere(stream.part) if told is None else told.camera
         counts = {key: getattr(camera, key) + before[key] for key in _COUNTED}
@@ -210,7 +208,7 @@ class Fleet:
             stream.resets,
             stream.macs,
             stream.seconds,
-            tuple(float(q) for q in quantiles),
+            quantiles(stream.latency),
             tuple(stream.costs),
             0 if told is None else told.state_bytes,
         )

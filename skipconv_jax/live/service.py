@@ -9,9 +9,10 @@ import dataclasses
 import datetime
 import functools
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -29,6 +30,13 @@ from skipconv_jax.live.scheduler import Budget, Offer, Scheduler
 _log = logging.getLogger("skipconv_jax.live")
 WINDOW = 512  # answers that latencies and the shown cost look back on
 QUANTILES = (0.5, 0.95, 0.99)
+
+
+def quantiles(latency: Collection[float]) -> tuple[float, ...]:
+    """Latencies at `QUANTILES`; NaN where there was no answer yet."""
+    if not latency:
+        return (math.nan,) * len(QUANTILES)
+    return tuple(float(q) for q in np.quantile(list(latency), QUANTILES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,8 +284,6 @@ class Service:
             return {name: self._figures(stream) for name, stream in self._streams.items()}
 
     def _figures(self, stream: _Stream) -> Figures:
-        late = np.asarray(stream.latency)
-        quantiles = np.quantile(late, QUANTILES) if late.size else np.full(len(QUANTILES), np.nan)
         return Figures(
             stream.camera.status(),
             stream.answered,
@@ -285,7 +291,7 @@ class Service:
             stream.resets,
             stream.macs,
             stream.seconds,
-            tuple(float(q) for q in quantiles),
+            quantiles(stream.latency),
             tuple(stream.costs),
             self._engine.state_bytes(stream.camera.name),
         )

@@ -265,7 +265,7 @@ def starting_gates(
     Raises:
       ValueError: a layer without a threshold, or one that is not positive.
     """
-    params, _ = net.init(variables, x, key=jax.random.key(recipe.seed))
+    initial = net.init_gates(variables, x, key=jax.random.key(recipe.seed))
     started = {}
     for site in sites:
         assert site.conv is not None
@@ -273,7 +273,7 @@ def starting_gates(
         eps = given.get(site.name, math.nan) if isinstance(given, Mapping) else given
         if not eps > 0:
             raise ValueError(f"`threshold` (={eps}) of {site.name!r} must be positive.")
-        gate = params["gates"][site.name]
+        gate = initial[site.name]
         if recipe.closes:
             fan = math.prod(site.conv.window) * site.conv.in_channels
             kernel = jnp.full_like(gate["kernel"], -_CLOSED / (eps * fan))

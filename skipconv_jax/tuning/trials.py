@@ -67,10 +67,10 @@ class Trials:
     ) -> None:
         self._loss, self._read = loss, read or (lambda y: ())
         first = jnp.asarray(clip[0])
-        params, _ = net.init(variables, first, key=jax.random.key(0))
+        self.gates: dict[str, GateParams] = net.init_gates(variables, first, key=jax.random.key(0))
+        params = {"model": variables, "gates": self.gates}
         self.plan: Plan = compile_plan(net, params, first, engine=engine)
         self.names = tuple(row.name for row in self.plan.table.skipped())
-        self.gates: dict[str, GateParams] = params["gates"]
 
         def dense(v: Any, frames: Any) -> Any:
             return jax.lax.map(lambda x: net.fn(v, x), frames)

@@ -49,15 +49,8 @@ def _thresholds() -> Any:
 
 def main(argv: Sequence[str]) -> int:
     """Trains, prints the trade-off and returns the exit code."""
-    if len(argv) != 2:
-        raise ValueError(
-            f"`arguments` (={list(argv[1:])}) must be one video file or folder of images."
-        )
-    try:
-        betas = tuple(float(text) for text in _BETAS.value)
-    except ValueError as error:
-        raise ValueError(f"`betas` (={_BETAS.value}) must be numbers.") from error
-    source = open_source(argv[1])
+    source = open_source(common.one_source(argv))
+    betas = common.numbers("betas", _BETAS.value)
     experiment, weights, folder = brought.trained()
     recipe = Recipe(
         betas,

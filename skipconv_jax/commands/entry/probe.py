@@ -29,15 +29,8 @@ BROKEN = 3
 
 def main(argv: Sequence[str]) -> int:
     """Probes, prints and returns the exit code."""
-    if len(argv) != 2:
-        raise ValueError(
-            f"`arguments` (={list(argv[1:])}) must be one video file or folder of images."
-        )
-    try:
-        tried = tuple(float(text) for text in _TRIED.value)
-    except ValueError as error:
-        raise ValueError(f"`thresholds` (={_TRIED.value}) must be numbers.") from error
-    source = open_source(argv[1])
+    source = open_source(common.one_source(argv))
+    tried = common.numbers("thresholds", _TRIED.value)
     experiment, weights, _ = brought.trained()
     settings = Settings(
         _FRAMES.value,

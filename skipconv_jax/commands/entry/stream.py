@@ -74,11 +74,7 @@ def _trained() -> tuple[Experiment, str, dict[str, Any], Path]:
 
 def main(argv: Sequence[str]) -> int:
     """Streams, prints the summary and returns the exit code."""
-    if len(argv) != 2:
-        raise ValueError(
-            f"`arguments` (={list(argv[1:])}) must be one video file or folder of images."
-        )
-    source = open_source(argv[1])
+    source = open_source(common.one_source(argv))
     experiment, label, weights, folder = _trained()
     # Scores of detectors are not of one scale: what is sure, the preset knows.
     sure = experiment.task.sure if isinstance(experiment, GivenExperiment) else 0.2
